@@ -1,0 +1,27 @@
+"""Registers the repository as the package ``wanexperts`` so that relative imports work anywhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _register() -> None:
+    if "wanexperts" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        "wanexperts", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["wanexperts"] = module
+    spec.loader.exec_module(module)
+
+
+_register()
