@@ -1,0 +1,49 @@
+"""Small modules of the transformer: normalisation, timestep features, modulation.
+
+Shape legend: B batch, L tokens, D model dim.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_PERIOD = 10000.0
+
+
+class Modulation(NamedTuple):
+    """Shift, scale and gate of one residual branch, each ``(B, 1, D)`` float32."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+def timestep_features(timestep: Tensor, freq_dim: int) -> Tensor:
+    """Sinusoidal features of a timestep, cosine half first.
+
+    Args:
+        timestep: ``(B,)``, in [0, 1000], any real dtype.
+        freq_dim: even number of features.
+
+    Returns:
+        ``(B, freq_dim)`` float32; the angles are taken in float64 as the official code does.
+    """
+    half = freq_dim // 2
+    exponent = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * exponent)
+    angles = timestep.to(torch.float64)[:, None] * frequencies[None, :]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """``x * (1 + scale) + shift`` in float32. x ``(B, L, D)``; shift, scale ``(B, 1, D)``."""
+    return torch.addcmul(shift, x.float(), 1 + scale)
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    """Layer norm without affine parameters, float32 statistics, returned in ``x``'s dtype."""
+    return torch.nn.functional.layer_norm(x.float(), (x.shape[-1],), eps=eps).to(x.dtype)
