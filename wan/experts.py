@@ -1,0 +1,120 @@
+"""Which expert runs at which noise level: the one definition of the boundary.
+
+The expert of a step is chosen by the noise level the network is given there, never by counting
+steps: ``sigma >= boundary`` is high noise, and a tie is high noise. Two experts are two stages;
+nothing here is limited to two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import Tensor
+
+from .schedule import Velocity
+
+BOUNDARY_TOLERANCE = 1e-6
+"""Noise levels this close below a boundary count as on it (0.001 in timesteps): a level that equals
+the boundary in exact arithmetic may miss it by a rounding (0.9 is 0.89999998 in float32)."""
+
+ABOVE_ALL = 2.0
+"""A boundary above every noise level: the stage runs no step. Finite, so that it can be saved."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One expert and the noise levels it runs on.
+
+    Attributes:
+        name: for reports, such as "high_noise".
+        boundary: lowest noise level it runs on, inclusive, in [0, 1]; 0 for the last stage.
+        velocity: ``(x (B, C, T, H, W) float32, sigma) -> velocity``, guidance included.
+    """
+
+    name: str
+    boundary: float
+    velocity: Velocity
+
+    def __post_init__(self) -> None:
+        check_boundary(self.boundary)
+
+
+def check_boundary(boundary: float) -> None:
+    """Raise ValueError unless ``boundary`` is a noise level in [0, 1] (or ``ABOVE_ALL``)."""
+    if not (0 <= boundary <= 1 or boundary == ABOVE_ALL):
+        way = f"use {boundary / 1000:g}" if 1 < boundary <= 1000 else "use about 0.875 or 0.9"
+        raise ValueError(f"boundary={boundary:g} is not a noise level in [0, 1]; {way}")
+
+
+def is_high(sigma: float, boundary: float) -> bool:
+    """Whether the noise level ``sigma`` belongs above ``boundary``; ties are high."""
+    return sigma >= boundary - BOUNDARY_TOLERANCE
+
+
+def select(stages: Sequence[Stage], sigma: float) -> int:
+    """Index of the stage that runs at ``sigma``: the first whose boundary is not above it."""
+    check_stages(stages)
+    return next(i for i, stage in enumerate(stages) if is_high(sigma, stage.boundary))
+
+
+def check_stages(stages: Sequence[Stage]) -> None:
+    """Raise ValueError unless the boundaries descend from noise to clean and end at 0."""
+    boundaries = [stage.boundary for stage in stages]
+    if not boundaries or boundaries[-1] != 0:
+        raise ValueError(
+            f"stages with boundaries {boundaries} do not reach noise level 0; "
+            "give the last stage boundary 0"
+        )
+    if any(after > before for before, after in pairwise(boundaries)):
+        raise ValueError(
+            f"stages with boundaries {boundaries} are not in order; put the high-noise stage first"
+        )
+
+
+def route(stages: Sequence[Stage]) -> Velocity:
+    """One velocity made of all ``stages``: each level goes to its stage, for one run.
+
+    Latched: once a stage has run, earlier ones never run again, even if a solver looks back to a
+    higher level, so that weights change hands at most once. Make a new one for every run.
+    """
+    stages = tuple(stages)
+    check_stages(stages)
+    current = 0
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        nonlocal current
+        current = max(current, select(stages, sigma))
+        return stages[current].velocity(x, sigma)
+
+    return velocity
+
+
+def count_high(sigmas: Tensor, boundary: float) -> int:
+    """Number of steps of ``sigmas`` (N+1,) descending that run at or above ``boundary``: 0..N."""
+    check_boundary(boundary)
+    return sum(is_high(sigma, boundary) for sigma in sigmas[:-1].tolist())
+
+
+def boundary_at_step(sigmas: Tensor, step: int) -> float:
+    """A noise level that makes exactly the first ``step`` steps of ``sigmas`` (N+1,) high.
+
+    Midway between the two neighbouring levels, so that no rounding by a host moves the switch;
+    0 for ``step == N`` (all high), ``ABOVE_ALL`` for ``step == 0`` (none).
+
+    Raises:
+        ValueError: ``step`` is not in 0..N.
+    """
+    steps = sigmas.numel() - 1
+    if not 0 <= step <= steps:
+        raise ValueError(
+            f"switch step={step} is not within the {steps} steps; "
+            f"use 0 (all low noise) to {steps} (all high noise)"
+        )
+    if step == 0:
+        return ABOVE_ALL
+    if step == steps:
+        return 0.0
+    above, below = sigmas[step - 1 : step + 1].tolist()
+    return float(above + below) / 2
