@@ -25,3 +25,19 @@ def _register() -> None:
 
 
 _register()
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print what tests measured and, by name, what was skipped and why."""
+    reports = [r for rs in terminalreporter.stats.values() for r in rs if hasattr(r, "when")]
+    measured = [pair for r in reports if r.when == "call" for pair in r.user_properties]
+    if measured:
+        terminalreporter.section("measured")
+        for name, value in measured:
+            text = f"{value:.3g}" if isinstance(value, float) else value
+            terminalreporter.write_line(f"{name}: {text}")
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.section("skipped")
+        for report in skipped:
+            terminalreporter.write_line(f"{report.nodeid}: {report.longrepr[2]}")

@@ -51,7 +51,7 @@ def apply_rope(x: Tensor, table: Tensor) -> Tensor:
         ``(B, L, N, D)`` in ``x``'s dtype, rotated in float32.
     """
     cos, sin = table[:, None, :, None, :]
-    pairs = x.float().unflatten(-1, (-1, 2))
-    real, imag = pairs[..., 0], pairs[..., 1]
+    pairs = x.float().view(*x.shape[:-1], -1, 2)
+    real, imag = pairs.unbind(-1)
     rotated = torch.stack([real * cos - imag * sin, real * sin + imag * cos], dim=-1)
     return rotated.flatten(-2).to(x.dtype)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from vae_keys import diffusers_key
 from wanexperts.wan.config import VAEConfig
 from wanexperts.wan.vae import WanVAE
-
-from vae_keys import diffusers_key
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -57,6 +56,6 @@ def test_bf16_drift_is_not_worse_than_theirs(pair, record_property):
     other.load_state_dict(theirs.state_dict())
     drift = relative(mine.bfloat16().decode(z.bfloat16()).float(), truth)
     drift_theirs = relative(other.bfloat16().decode(z.bfloat16()).sample.float(), truth)
-    record_property("bf16_drift_ours", drift)
-    record_property("bf16_drift_diffusers", drift_theirs)
+    record_property("vae_bf16_drift_ours", drift)
+    record_property("vae_bf16_drift_diffusers", drift_theirs)
     assert drift <= 1.5 * drift_theirs

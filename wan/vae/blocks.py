@@ -28,7 +28,8 @@ class ChannelNorm(nn.Module):
         """Normalise over axis 1; the norm is taken in float32, the result has ``x``'s dtype."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
         scale = (x.shape[1] ** 0.5) / norm.clamp_min(NORM_EPS)
-        return x * scale.to(x.dtype) * cast_like(self.gamma, x)
+        out: Tensor = x * scale.to(x.dtype) * cast_like(self.gamma, x)
+        return out
 
 
 class ResidualBlock(nn.Module):
@@ -74,13 +75,15 @@ class AttentionBlock(nn.Module):
         qkv = self.to_qkv(self.norm(frames))
         q, k, v = rearrange(qkv, "f (three c) h w -> three f (h w) 1 c", three=3)
         out = rearrange(sdpa(q, k, v), "f (h w) c -> f c h w", h=x.shape[3])
-        return x + rearrange(self.proj(out), "(b t) c h w -> b c t h w", b=x.shape[0])
+        update: Tensor = rearrange(self.proj(out), "(b t) c h w -> b c t h w", b=x.shape[0])
+        return x + update
 
 
 def _per_frame(layer: nn.Module, x: Tensor) -> Tensor:
     """Apply a 2-D layer to every frame of ``(B, C, T, H, W)``."""
-    frames = layer(rearrange(x, "b c t h w -> (b t) c h w"))
-    return rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
+    frames: Tensor = layer(rearrange(x, "b c t h w -> (b t) c h w"))
+    out: Tensor = rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
+    return out
 
 
 class Downsample(nn.Module):

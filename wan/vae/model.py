@@ -9,6 +9,7 @@ Shape legend: video ``(B, 3, F, H, W)`` in [-1, 1]; latents ``(B, 16, T, H/8, W/
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -83,9 +84,9 @@ class Encoder(nn.Module):
         dims = [config.dim * m for m in (1, *config.dim_mult)]
         self.conv1 = ops.Conv3d(RGB, dims[0], 3, padding=(0, 1, 1), **factory)
         layers: list[nn.Module] = []
-        for stage, (dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
-            for block in range(config.num_res_blocks):
-                layers.append(ResidualBlock(dim if block == 0 else out_dim, out_dim, ops, factory))
+        for stage, (dim, out_dim) in enumerate(pairwise(dims)):
+            in_dims = [dim] + [out_dim] * (config.num_res_blocks - 1)
+            layers.extend(ResidualBlock(in_dim, out_dim, ops, factory) for in_dim in in_dims)
             if stage < len(config.temporal_downsample):
                 temporal = config.temporal_downsample[stage]
                 layers.append(Downsample(out_dim, temporal, ops, factory))
@@ -110,12 +111,11 @@ class Decoder(nn.Module):
         self.conv1 = ops.Conv3d(config.z_dim, dims[0], 3, padding=(0, 1, 1), **factory)
         self.middle = _middle(dims[0], ops, factory)
         layers: list[nn.Module] = []
-        for stage, (dim, out_dim) in enumerate(zip(dims[:-1], dims[1:], strict=True)):
+        for stage, (dim, out_dim) in enumerate(pairwise(dims)):
             # An upsampling stage ends by halving its channels, so the next one starts narrower.
             start = dim if stage == 0 else dim // 2
-            for block in range(config.num_res_blocks + 1):
-                in_dim = start if block == 0 else out_dim
-                layers.append(ResidualBlock(in_dim, out_dim, ops, factory))
+            in_dims = [start] + [out_dim] * config.num_res_blocks
+            layers.extend(ResidualBlock(in_dim, out_dim, ops, factory) for in_dim in in_dims)
             if stage < len(temporal_upsample):
                 layers.append(Upsample(out_dim, temporal_upsample[stage], ops, factory))
         self.upsamples = nn.ModuleList(layers)
@@ -188,15 +188,15 @@ class WanVAE(nn.Module):
         count = latent_frames(video.shape[2])
         check_size(video.shape[3], video.shape[4])
         sizes = [1] + [TEMPORAL_STRIDE] * (count - 1)
-        return torch.cat(list(self.encode_stream(video.split(sizes, dim=2))), dim=2)
+        return torch.cat(list(self.encode_stream(torch.split(video, sizes, dim=2))), dim=2)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Video ``(B, 3, F, H, W)`` in [-1, 1] of raw latents, streamed."""
         return torch.cat(list(self.decode_stream(latents)), dim=2)
 
     def _mean(self, features: Tensor) -> Tensor:
-        mean, _log_variance = self.conv1(features).chunk(2, dim=1)
-        return mean
+        features = self.conv1(features)
+        return features[:, : self.config.z_dim]
 
     def _check_latents(self, latents: Tensor) -> None:
         if latents.ndim != 5 or latents.shape[1] != self.config.z_dim or latents.shape[2] < 1:
