@@ -111,7 +111,8 @@ def test_full_size_has_the_published_parameter_count() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "shared", "encoder.block.0.layer.2.x.weight", "decoder.block.0.layer.0.layer_norm.weight"]
+    "key",
+    ["", "shared", "encoder.block.0.layer.2.x.weight", "decoder.block.0.layer.0.layer_norm.weight"],
 )
 def test_foreign_keys_have_no_official_name(key: str) -> None:
     assert official_key(key) is None
