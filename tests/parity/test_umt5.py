@@ -121,7 +121,6 @@ def test_bfloat16_drift_is_not_worse_than_theirs(record_property) -> None:
     their_drift = _error(theirs, truth)
     record_property("umt5_bf16_drift_ours", our_drift)
     record_property("umt5_bf16_drift_transformers", their_drift)
-    print(f"bf16 drift: ours {our_drift:.2e}, transformers {their_drift:.2e}")
     assert 0 < our_drift < 1.5 * their_drift
 
 

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import sentencepiece
 import torch
-
 from wanexperts.wan.config import TINY
 from wanexperts.wan.text import Tokenizer, UMT5Encoder, clean, encode_prompt, hf_key, official_key
 from wanexperts.wan.text.umt5 import bucket_edges, clamp_float16, position_buckets
