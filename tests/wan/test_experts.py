@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from wanexperts.wan import experts as E
 from wanexperts.wan.schedule import make_schedule
 
@@ -117,9 +116,7 @@ def test_boundary_must_be_a_noise_level(boundary: float, message: str) -> None:
 def _stages(*boundaries: float) -> list[E.Stage]:
     """Stages whose velocity is filled with their own index."""
     return [
-        E.Stage(
-            name=str(i), boundary=b, velocity=lambda x, _, i=i: torch.full_like(x, float(i))
-        )
+        E.Stage(name=str(i), boundary=b, velocity=lambda x, _, i=i: torch.full_like(x, float(i)))
         for i, b in enumerate(boundaries)
     ]
 

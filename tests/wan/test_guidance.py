@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from wanexperts.wan.guidance import cfg, needs_uncond
 
 

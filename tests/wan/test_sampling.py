@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 from torch import Tensor
-
 from wanexperts.wan.experts import Stage, count_high, route
 from wanexperts.wan.sampling import Progress, sample
 from wanexperts.wan.schedule import SCHEDULES, make_schedule
@@ -38,9 +37,7 @@ def _experts(high: object = _field, low: object = _field) -> list[Stage]:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
-def test_few_steps_stay_finite_from_pure_noise_to_zero(
-    solver: str, name: str, steps: int
-) -> None:
+def test_few_steps_stay_finite_from_pure_noise_to_zero(solver: str, name: str, steps: int) -> None:
     schedule = make_schedule(name, steps=steps, shift=5.0)
     out = sample(_field, _noise(), schedule, SOLVERS[solver])
     assert out.shape == _noise().shape

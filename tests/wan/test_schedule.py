@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from wanexperts.wan import schedule as S
 
 # Integer timesteps of the official code.

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
-
 from wanexperts.wan.sampling import sample
 from wanexperts.wan.schedule import SCHEDULES, Schedule, make_schedule, shift_sigma
 from wanexperts.wan.solvers import SOLVERS, SolverState, get_solver
@@ -83,9 +83,9 @@ def _oracle_unipc(x: Tensor, sigmas: Tensor) -> Tensor:
             h = _log_ratio(levels[i]) - _log_ratio(levels[i - 1])
             older = range(i - 2, i - 1 - orders[-1], -1)
             nodes = [(_log_ratio(levels[j]) - _log_ratio(levels[i - 1])) / h for j in older]
-            slopes = [
-                (clean[j] - clean[i - 1]) / r for j, r in zip(older, nodes, strict=True)
-            ] + [clean[i] - clean[i - 1]]
+            slopes = [(clean[j] - clean[i - 1]) / r for j, r in zip(older, nodes, strict=True)] + [
+                clean[i] - clean[i - 1]
+            ]
             weights = _bh2_weights([*nodes, 1.0], h) if nodes else torch.tensor([0.5])
             total = torch.einsum("k,k...->...", weights.double(), torch.stack(slopes))
             x = _exponential_step(starts[-1], levels[i - 1], levels[i], clean[i - 1], total)
@@ -105,7 +105,7 @@ def _oracle_dpmpp(x: Tensor, sigmas: Tensor) -> Tensor:
     levels = sigmas.double().tolist()
     x = x.double()
     steps, before = len(levels) - 1, None
-    for i, (sigma, sigma_next) in enumerate(zip(levels, levels[1:], strict=False)):
+    for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
         clean = x - sigma * _field(x, sigma)
         data = clean
         if before is not None and i < steps - 1:
@@ -120,7 +120,7 @@ def _oracle_dpmpp(x: Tensor, sigmas: Tensor) -> Tensor:
 def _oracle_euler(x: Tensor, sigmas: Tensor) -> Tensor:
     levels = sigmas.double().tolist()
     x = x.double()
-    for sigma, sigma_next in zip(levels, levels[1:], strict=False):
+    for sigma, sigma_next in pairwise(levels):
         x = x - (sigma - sigma_next) * _field(x, sigma)
     return x
 
@@ -192,20 +192,23 @@ def _final_error(solver: str, steps: int) -> float:
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("dpm++", 2), ("unipc", 2)])
 def test_convergence_order(solver: str, order: int) -> None:
-    errors = [_final_error(solver, steps) for steps in (10, 20, 40)]
-    rates = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-    assert all(order - 0.25 < rate < order + 0.75 for rate in rates), (errors, rates)
+    """At least the stated order; UniC adds up to one more, Euler and 2M have exactly theirs."""
+    errors = [_final_error(solver, steps) for steps in (20, 40, 80)]
+    rates = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert min(rates) > order - 0.3, (errors, rates)
+    if solver != "unipc":
+        assert max(rates) < order + 0.3, (errors, rates)
 
 
 def test_the_corrector_helps() -> None:
     assert _final_error("unipc", 20) < 0.7 * _final_error("dpm++", 20) < _final_error("euler", 20)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_gaussian_data_is_reached_from_noise(solver: str) -> None:
+@pytest.mark.parametrize(("solver", "error"), [("euler", 0.08), ("dpm++", 0.02), ("unipc", 0.01)])
+def test_gaussian_data_is_reached_from_noise(solver: str, error: float) -> None:
     schedule = make_schedule("unipc", steps=100, shift=3.0)
     out = sample(_exact_velocity, _noise(), schedule, SOLVERS[solver])
-    assert (out - _exact_path(_noise(), 0.0)).abs().max() < 0.05
+    assert (out - _exact_path(_noise(), 0.0)).abs().max() < error
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -285,7 +288,7 @@ def test_unknown_solver_lists_the_known() -> None:
 # --- diffusers -----------------------------------------------------------------------------------
 
 
-def _diffusers(solver: str, *, shift: float = 1.0):  # noqa: ANN202
+def _diffusers(solver: str, *, shift: float = 1.0):
     diffusers = pytest.importorskip("diffusers")
     if solver == "euler":
         return diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -297,7 +300,7 @@ def _diffusers(solver: str, *, shift: float = 1.0):  # noqa: ANN202
     return kind(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
-def _run_diffusers(scheduler, schedule: Schedule | None) -> Tensor:  # noqa: ANN001
+def _run_diffusers(scheduler, schedule: Schedule | None) -> Tensor:
     """A diffusers run, on our sigmas where ``schedule`` is given, else on its own."""
     if schedule is not None:
         scheduler.sigmas = schedule.sigmas.clone()
@@ -309,6 +312,7 @@ def _run_diffusers(scheduler, schedule: Schedule | None) -> Tensor:  # noqa: ANN
     return x
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(("steps", "shift"), [(2, 5.0), (4, 5.0), (20, 5.0), (40, 12.0)])
 def test_equals_diffusers_on_the_same_sigmas(solver: str, steps: int, shift: float) -> None:
