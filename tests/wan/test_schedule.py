@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from wanexperts.wan import schedule as S
@@ -27,6 +28,18 @@ def test_timesteps_are_the_official_integers(name: str, steps: int, shift: float
     schedule = S.make_schedule(name, steps=steps, shift=shift)
     expected = [float(t) for t in OFFICIAL_TIMESTEPS[name, steps, shift].split()]
     assert schedule.timesteps.tolist() == expected
+
+
+@pytest.mark.parametrize(("name", "top"), [("unipc", np.float32(0.999)), ("dpm++", 1.0)])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 5.0, 8.0, 12.0, 16.0])
+def test_grids_equal_the_official_numpy_arithmetic(name: str, top: float, shift: float) -> None:
+    """Bit for bit: one rounding elsewhere and some timestep truncates to the integer below."""
+    for steps in range(1, 121):
+        u = np.linspace(float(top), 0, steps + 1)[:-1]
+        levels = shift * u / (1 + (shift - 1) * u)
+        schedule = S.make_schedule(name, steps=steps, shift=shift)
+        assert schedule.sigmas.tolist() == [*levels.astype(np.float32).tolist(), 0.0], steps
+        assert schedule.timesteps.tolist() == (levels * 1000).astype(np.int64).tolist(), steps
 
 
 def test_sigmas_are_not_truncated() -> None:
