@@ -3,8 +3,8 @@
 Precision of the oracles: they run in float64 throughout but start from the float32 sigmas of the
 schedule. That matters only near 1: ``1 - sigma`` of a float32 sigma >= 0.5 is exact in float32, so
 both sides see one ``ln((1 - sigma) / sigma)`` up to the rounding of two logarithms (6e-8 relative);
-from unrounded sigmas ``1 - sigma`` alone would differ by 2.6e-4 at the first official level of shift 12.
-What remains is rounding of float32 states, a few 1e-7 of the values.
+from unrounded sigmas ``1 - sigma`` alone would differ by 2.6e-4 at the first official level of
+shift 12. What remains is rounding of float32 states, a few 1e-7 of the values.
 """
 
 from __future__ import annotations
