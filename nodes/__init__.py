@@ -1,0 +1,30 @@
+"""The ComfyUI side: thin V3 nodes; only ``nodes/host`` touches ComfyUI internals."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .conditioning import WanExpertsEmptyLatent, WanExpertsTextEncode
+from .decode import WanExpertsDecode, WanExpertsDecodeToVideo
+from .host.files import offer_bundled_weights
+from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
+from .sampling import WanExpertsGuider, WanExpertsSampler
+
+
+class WanExpertsExtension(ComfyExtension):
+    """What ComfyUI registers for this pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """List the nodes and put the bundled miniature family into the loaders' lists."""
+        offer_bundled_weights()
+        return [
+            WanExpertsLoader,
+            WanExpertsTextEncoderLoader,
+            WanExpertsVAELoader,
+            WanExpertsTextEncode,
+            WanExpertsEmptyLatent,
+            WanExpertsSampler,
+            WanExpertsGuider,
+            WanExpertsDecode,
+            WanExpertsDecodeToVideo,
+        ]

@@ -1,0 +1,42 @@
+"""Differences between the supported ComfyUI versions (0.3.64 to newest), one function each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.model_patcher
+import torch
+from comfy_api.latest import io
+
+
+def schema(**fields: Any) -> io.Schema:
+    """``io.Schema`` of the fields this version knows; an unknown one would drop the whole pack."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**{name: value for name, value in fields.items() if name in known})
+
+
+def patcher_class() -> type[comfy.model_patcher.ModelPatcher]:
+    """The patcher of diffusion models and text encoders, looked up late: main.py may rebind it."""
+    return getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+
+
+def is_dynamic(patcher: Any) -> bool:
+    """Whether weights are paged in on demand (0.12 and later)."""
+    return bool(getattr(patcher, "is_dynamic", lambda: False)())
+
+
+def load_model_weights(model: Any, weights: dict[str, torch.Tensor], *, assign: bool) -> None:
+    """``BaseModel.load_model_weights``; ``assign`` keeps file-backed tensors where it exists."""
+    if "assign" in inspect.signature(model.load_model_weights).parameters:
+        model.load_model_weights(weights, "", assign=assign)
+    else:
+        model.load_model_weights(weights, "")
+
+
+def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``options`` that ``function`` takes in this version."""
+    known = inspect.signature(function).parameters
+    return {name: value for name, value in options.items() if name in known}

@@ -1,0 +1,137 @@
+"""What a run starts from: encoded prompts and the empty latent clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..wan.config import T2V_A14B
+from ..wan.shapes import latent_shape
+from . import compat
+from .host.latent import empty_latent
+
+DEFAULTS = T2V_A14B.sampling
+CATEGORY = "WanExperts/conditioning"
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise ValueError for a prompt without a word."""
+    if not prompt.strip():
+        raise ValueError("the positive prompt is empty; describe what the clip should show")
+
+
+class WanExpertsTextEncode(io.ComfyNode):
+    """Positive and negative prompt in one node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return compat.schema(
+            node_id="WanExpertsTextEncode",
+            display_name="Encode Wan Prompt",
+            category=CATEGORY,
+            description="Encodes both prompts. English and Chinese work equally; parentheses are "
+            "plain text when the CLIP comes from Load Wan Text Encoder.",
+            search_aliases=["wan", "prompt", "clip text encode"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="Text encoder of the experts' family."),
+                io.String.Input(
+                    "positive",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="",
+                    tooltip="What the clip shows. 512 tokens are read, the rest is cut.",
+                ),
+                io.String.Input(
+                    "negative",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default=DEFAULTS.negative_prompt,
+                    tooltip="What to stay away from; the default is the official one. May be empty.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(display_name="positive", tooltip="Encoded prompt."),
+                io.Conditioning.Output(display_name="negative", tooltip="Encoded negative prompt."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, positive: str | None = None) -> bool | str:
+        """An empty prompt is refused before anything is loaded."""
+        if positive is not None and not positive.strip():
+            return _message(check_prompt, positive)
+        return True
+
+    @classmethod
+    def execute(cls, clip: Any, positive: str, negative: str) -> io.NodeOutput:
+        """Encode with any CLIP."""
+        check_prompt(positive)
+        return io.NodeOutput(
+            *(
+                clip.encode_from_tokens_scheduled(clip.tokenize(text))
+                for text in (positive, negative)
+            )
+        )
+
+
+class WanExpertsEmptyLatent(io.ComfyNode):
+    """Size and length of the clip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return compat.schema(
+            node_id="WanExpertsEmptyLatent",
+            display_name="Empty Wan Latent Video",
+            category=CATEGORY,
+            description="An empty clip. Sizes are multiples of 16, the frame count is 4k+1.",
+            search_aliases=["wan", "empty latent", "resolution", "frames"],
+            inputs=[
+                io.Int.Input(
+                    "width", default=DEFAULTS.width, min=16, max=8192, step=16,
+                    tooltip="Width in pixels, a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "height", default=DEFAULTS.height, min=16, max=8192, step=16,
+                    tooltip="Height in pixels, a multiple of 16.",
+                ),
+                io.Int.Input(
+                    "frames", default=DEFAULTS.num_frames, min=1, max=4097, step=4,
+                    tooltip="Number of frames, 4k+1. 81 frames at 16 per second are five seconds.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=1, min=1, max=64,
+                    tooltip="Clips made at once, each from its own noise.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For latent_image.")],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(
+        cls, width: int | None = None, height: int | None = None, frames: int | None = None
+    ) -> bool | str:
+        """Say which neighbouring values work."""
+        return _message(_check_clip, frames, height, width)
+
+    @classmethod
+    def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
+        """Zeros of the right shape."""
+        shape = _check_clip(frames, height, width)
+        return io.NodeOutput(empty_latent((batch_size, *shape)))
+
+
+def _check_clip(frames: int | None, height: int | None, width: int | None) -> tuple[int, ...]:
+    # A linked value is not known at validation; the smallest legal one stands in for it.
+    given = 1 if frames is None else frames, *(16 if v is None else v for v in (height, width))
+    return latent_shape(*given, channels=T2V_A14B.vae.z_dim)
+
+
+def _message(check: Any, *values: Any) -> bool | str:
+    try:
+        check(*values)
+    except ValueError as error:
+        return str(error)
+    return True

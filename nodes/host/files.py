@@ -1,0 +1,82 @@
+"""Model files and output folders by ComfyUI's own rules."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import folder_paths
+
+DIFFUSION_MODELS = "diffusion_models"
+TEXT_ENCODERS = "text_encoders"
+VAE = "vae"
+
+_WEIGHTS = Path(__file__).resolve().parents[2] / "tiny" / "weights"
+_SHARD = re.compile(r"^(?P<folder>.+)[/\\]diffusion_pytorch_model-\d+-of-\d+\.safetensors$")
+
+
+def offer_bundled_weights() -> None:
+    """Let the loaders list the bundled miniature family, after the user's own files."""
+    for kind in (DIFFUSION_MODELS, TEXT_ENCODERS, VAE):
+        folder_paths.add_model_folder_path(kind, str(_WEIGHTS / kind))
+
+
+def list_files(kind: str) -> list[str]:
+    """Names for a loader's list; a folder of official shards is one name, ending in ``/``."""
+    names: dict[str, None] = {}
+    for name in folder_paths.get_filename_list(kind):
+        shard = _SHARD.match(name)
+        names[f"{shard['folder']}/" if shard else name] = None
+    return list(names)
+
+
+def find(kind: str, name: str) -> Path:
+    """Path of a listed file or shard folder.
+
+    Raises:
+        ValueError: ComfyUI does not know it.
+    """
+    if name.endswith("/"):
+        for root in folder_paths.get_folder_paths(kind):
+            if (Path(root) / name).is_dir():
+                return Path(root) / name
+    elif path := folder_paths.get_full_path(kind, name):
+        return Path(path)
+    raise ValueError(
+        f"{name} is not in the {kind} folders; put it into models/{kind} or choose another file"
+    )
+
+
+def stamp(path: Path) -> str:
+    """Changes when the file (or a shard of the folder) is replaced."""
+    parts = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    return ";".join(f"{part}:{part.stat().st_size}:{part.stat().st_mtime_ns}" for part in parts)
+
+
+def output_slot(prefix: str, *, width: int, height: int) -> tuple[Path, str]:
+    """A new ``.mp4`` path below the output folder for ``prefix``, and its subfolder for previews.
+
+    Raises:
+        ValueError: the prefix leaves the output folder or it cannot be written to.
+    """
+    root = folder_paths.get_output_directory()
+    folder = Path(root, os.path.dirname(os.path.normpath(prefix))).resolve()
+    if not folder.is_relative_to(Path(root).resolve()):
+        raise ValueError(
+            f"filename_prefix {prefix!r} leaves the output folder; use a name such as video/wan"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ValueError(
+            f"cannot write to {folder} (filename_prefix {prefix!r}); "
+            "choose another prefix or make the folder writable"
+        )
+    full, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+        prefix, root, width, height
+    )
+    return Path(full) / f"{name}_{counter:05}_.mp4", subfolder

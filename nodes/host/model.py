@@ -1,0 +1,219 @@
+"""Our transformer as a real ComfyUI MODEL: patched, streamed and sampled like any other."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.ops
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from einops import rearrange
+from torch import Tensor
+
+from ...wan.config import FAMILIES, T2V_A14B, FamilyConfig, TransformerConfig
+from ...wan.shapes import token_grid
+from ...wan.transformer import Tokens, WanTransformer
+from .. import compat
+
+log = logging.getLogger(__name__)
+
+
+class HostAttention:
+    """ComfyUI's attention, with the options of the call under way."""
+
+    def __init__(self) -> None:
+        """Start without options; :class:`HostTransformer` sets them for each forward."""
+        self.options: dict[str, Any] = {}
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``(B, L, N, D)`` each to ``(B, L, N * D)``."""
+        heads = q.shape[2]
+        q, k, v = (rearrange(t, "b l n d -> b l (n d)") for t in (q, k, v))
+        return optimized_attention(q, k, v, heads=heads, transformer_options=self.options)
+
+
+class HostTransformer(WanTransformer):
+    """:class:`WanTransformer` with ComfyUI's call, layers, attention, wrappers and block patches."""
+
+    def __init__(
+        self,
+        *,
+        config: TransformerConfig,
+        operations: Any,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **_: Any,
+    ) -> None:
+        """Called by ``BaseModel``, which passes its whole ``unet_config``."""
+        attention = HostAttention()
+        super().__init__(config, ops=operations, attention=attention, device=device, dtype=dtype)
+        self._attention = attention
+
+    def forward(
+        self, x: Tensor, timestep: Tensor, context: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """ComfyUI's call; returns the velocity ``(B, C, T, h, w)`` float32."""
+        transformer_options = options.pop("transformer_options", {})
+        executor = WrapperExecutor.new_class_executor(
+            self._forward,
+            self,
+            get_all_wrappers(WrappersMP.DIFFUSION_MODEL, transformer_options),
+        )
+        return executor.execute(x, timestep, context, None, None, transformer_options, **options)
+
+    def _forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor | None,
+        clip_fea: Tensor | None = None,
+        time_dim_concat: Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> Tensor:
+        # Positions as in ComfyUI's own Wan model: wrappers of other packs count on them.
+        if context is None:
+            raise ValueError("the expert got no text; connect a conditioning from a text encoder")
+        if clip_fea is not None or time_dim_concat is not None:
+            log.warning("this text-to-video expert ignores image conditioning")
+        options = transformer_options or {}
+        context = self._cut(context)
+        self._check(x, context)
+        grid = token_grid(*x.shape[2:])
+        hidden, time, tokens = self.embed(x, timestep, context, grid)
+        self._attention.options = options
+        try:
+            hidden = self._run_blocks(hidden, tokens, options)
+        finally:
+            self._attention.options = {}
+        return self.unembed(hidden, time, grid)
+
+    def _run_blocks(self, hidden: Tensor, tokens: Tokens, options: dict[str, Any]) -> Tensor:
+        replace = options.get("patches_replace", {}).get("dit", {})
+        for index, block in enumerate(self.blocks):
+            options["block_index"] = index
+            patch = replace.get(("double_block", index))
+            if patch is None:
+                hidden = block(hidden, tokens)
+                continue
+
+            def original(args: dict[str, Any], block: Any = block) -> dict[str, Tensor]:
+                seen = Tokens(time=args["vec"], context=args["txt"], rope=args["pe"])
+                return {"img": block(args["img"], seen)}
+
+            args = {
+                "img": hidden,
+                "txt": tokens.context,
+                "vec": tokens.time,
+                "pe": tokens.rope,
+                "transformer_options": options,
+            }
+            hidden = patch(args, {"original_block": original})["img"]
+        return hidden
+
+    def _cut(self, context: Tensor) -> Tensor:
+        limit = self.config.text_len
+        if context.shape[1] > limit:
+            log.warning("text of %d rows cut to the %d the model reads", context.shape[1], limit)
+        return context[:, :limit]
+
+
+class HostModel(comfy.model_base.WAN21):
+    """ComfyUI's model shell around :class:`HostTransformer`."""
+
+    def __init__(self, model_config: Any, device: torch.device | None = None) -> None:
+        """Build the shell; ``WAN21.__init__`` is skipped because it builds ComfyUI's own network."""
+        comfy.model_base.BaseModel.__init__(
+            self,
+            model_config,
+            comfy.model_base.ModelType.FLOW,
+            device=device,
+            unet_model=HostTransformer,
+        )
+        self.image_to_video = False
+
+    def concat_cond(self, **conds: Any) -> Tensor | None:
+        """Text to video adds no channels."""
+        if self.diffusion_model.config.in_dim == conds["noise"].shape[1]:
+            return None
+        return super().concat_cond(**conds)
+
+    def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
+        """Bytes of activations for latents ``(B, C, T, h, w)``, see :func:`activation_bytes`."""
+        batch, _, frames, height, width = input_shape
+        tokens = batch * frames * -(-height // 2) * -(-width // 2)
+        dtype = self.manual_cast_dtype or self.get_dtype()
+        return activation_bytes(self.diffusion_model.config, tokens, mm.dtype_size(dtype))
+
+
+def activation_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> float:
+    """Peak bytes of one forward over ``tokens`` tokens in a compute dtype of ``itemsize`` bytes.
+
+    Counted on :class:`Block`: the float32 residual and two float32 temporaries of the norms are
+    always there; on top come either the attention inputs or the two feed-forward activations.
+    """
+    residual = 3 * 4 * config.dim
+    attention = 6 * itemsize * config.dim
+    feed_forward = itemsize * (config.dim + 2 * config.ffn_dim)
+    return float(tokens * (residual + max(attention, feed_forward)))
+
+
+class ModelConfig(comfy.supported_models.WAN21_T2V):
+    """What ComfyUI asks a model family; weights always follow their input's dtype."""
+
+    supported_inference_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+    scaled_fp8 = None
+    # The network mixes float32 islands with its compute dtype, so layers must cast.
+    custom_operations = comfy.ops.manual_cast
+
+    def get_model(
+        self, state_dict: Any, prefix: str = "", device: torch.device | None = None
+    ) -> HostModel:
+        """The empty model; the weights are loaded after the patcher exists."""
+        return HostModel(self, device=device)
+
+
+def family_of(config: TransformerConfig) -> FamilyConfig:
+    """The family these sizes belong to; an unknown size counts as the 14B pair."""
+    return next((f for f in FAMILIES.values() if f.transformer == config), T2V_A14B)
+
+
+def build_model(config: TransformerConfig, weights: dict[str, Tensor]) -> Any:
+    """A MODEL of one expert.
+
+    Args:
+        config: sizes of the expert.
+        weights: official keys to tensors; emptied.
+
+    Returns:
+        A ModelPatcher with the weights on the offload device, in the dtype ComfyUI chose.
+    """
+    device, offload = mm.get_torch_device(), mm.unet_offload_device()
+    shell = ModelConfig({"image_model": "wan2.1", "dim": config.dim, "config": config})
+    shell.sampling_settings["shift"] = family_of(config).sampling.shift
+    dtype = mm.unet_dtype(
+        device=device,
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=shell.supported_inference_dtypes,
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+    cast = mm.unet_manual_cast(dtype, device, shell.supported_inference_dtypes)
+    shell.set_inference_dtype(dtype, cast)
+    model = shell.get_model({})
+    patcher = compat.patcher_class()(model, load_device=device, offload_device=offload)
+    if not compat.is_dynamic(patcher):
+        model.to(offload)
+    compat.load_model_weights(model, weights, assign=compat.is_dynamic(patcher))
+    return patcher
+
+
+def same_model(first: Any, second: Any) -> bool:
+    """Whether two MODELs are one model with the same patches."""
+    same_patches = first.patches_uuid == second.patches_uuid
+    return first is second or (first.is_clone(second) and same_patches)

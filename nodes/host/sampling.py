@@ -1,0 +1,113 @@
+"""Our schedules and solvers in ComfyUI's terms: a ``model_sampling`` object and a SAMPLER."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_sampling
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...wan.sampling import Progress, sample
+from ...wan.schedule import SCHEDULES, TRAIN_TIMESTEPS, Schedule, check_sigmas, make_schedule
+from ...wan.solvers import get_solver
+
+GRID_TOLERANCE = 1e-6
+
+
+class WanSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """Flow sampling in which the network is told exactly what ``schedule`` says."""
+
+    def __init__(self, schedule: Schedule, shift: float) -> None:
+        """``shift`` only places start and end percents of conditionings."""
+        super().__init__()
+        self.set_parameters(shift=shift)
+        self._schedule = schedule
+
+    @property
+    def sigma_max(self) -> Tensor:
+        """The schedule's first level: a run that starts there starts from pure noise."""
+        return self._schedule.sigmas[0]
+
+    def timestep(self, sigma: Tensor) -> Tensor:
+        """What the network is given at noise levels ``sigma`` (B,)."""
+        values = [self._schedule.timestep(level) for level in sigma.flatten().tolist()]
+        return torch.tensor(values, dtype=torch.float32, device=sigma.device).view(sigma.shape)
+
+    def noise_scaling(
+        self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
+    ) -> Tensor:
+        """The start of a run; from the schedule's top it is the noise itself, as the official code has it."""
+        if max_denoise:
+            return noise
+        return super().noise_scaling(sigma, noise, latent_image, max_denoise)
+
+
+def with_schedule(patcher: Any, schedule: Schedule, shift: float) -> Any:
+    """A clone of a MODEL that is told the schedule's timesteps; the caller's MODEL stays as it is."""
+    clone = patcher.clone()
+    clone.add_object_patch("model_sampling", WanSampling(schedule, shift))
+    return clone
+
+
+def recognise(sigmas: Tensor, shift: float) -> Schedule:
+    """The schedule behind SIGMAS from another node.
+
+    A grid equal to one of ours gets that grid's timesteps (the official ones are whole numbers);
+    any other gets ``1000 * sigma``.
+
+    Args:
+        sigmas: (N+1,) descending noise levels.
+        shift: shift of the grids to compare with.
+
+    Raises:
+        ValueError: these are not noise levels of flow matching.
+    """
+    sigmas = sigmas.detach().to("cpu", torch.float32)
+    check_sigmas(sigmas)
+    for name in SCHEDULES:
+        ours = make_schedule(name, steps=sigmas.numel() - 1, shift=shift)
+        if torch.allclose(ours.sigmas, sigmas, rtol=0, atol=GRID_TOLERANCE):
+            return Schedule(name=name, sigmas=sigmas, timesteps=ours.timesteps)
+    return plain(sigmas)
+
+
+def plain(sigmas: Tensor) -> Schedule:
+    """A schedule on any descending ``sigmas`` (N+1,), with fractional timesteps."""
+    sigmas = sigmas.detach().to("cpu", torch.float32)
+    return Schedule(name="custom", sigmas=sigmas, timesteps=sigmas[:-1].double() * TRAIN_TIMESTEPS)
+
+
+def solver_sampler(name: str) -> Any:
+    """One of our solvers as a SAMPLER, usable by any ComfyUI guider."""
+    solver = get_solver(name)
+
+    def run(
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any] | None = None,
+        callback: Any = None,
+        disable: bool | None = None,
+    ) -> Tensor:
+        batch = x.new_ones(x.shape[0])
+
+        def velocity(x: Tensor, sigma: float) -> Tensor:
+            denoised = model(x, sigma * batch, **(extra_args or {}))
+            return (x - denoised) / sigma
+
+        def report(progress: Progress) -> None:
+            callback(
+                {
+                    "i": progress.step - 1,
+                    "x": progress.x,
+                    "denoised": progress.denoised,
+                    "sigma": progress.sigma,
+                    "sigma_hat": progress.sigma,
+                }
+            )
+
+        return sample(velocity, x, plain(sigmas), solver, callback=report if callback else None)
+
+    return comfy.samplers.KSAMPLER(run)

@@ -1,0 +1,194 @@
+"""Our streaming VAE as a real ComfyUI VAE: core decode and encode nodes take it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.utils
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ...wan.config import VAEConfig
+from ...wan.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE, check_size, pixel_frames
+from ...wan.vae import WanVAE
+from ...wan.video import to_uint8
+
+BYTES_PER_PIXEL = 45.0
+"""Peak activation elements of streamed decoding per output pixel and base channel."""
+
+
+class HostVAE(comfy.sd.VAE):
+    """Frames stream through one causal cache: memory does not grow with the clip, and tiles,
+    which would break the causal cache in time, are never needed.
+    """
+
+    def __init__(self, config: VAEConfig, weights: dict[str, Tensor]) -> None:
+        """``weights`` have official keys. ``comfy.sd.VAE.__init__`` is skipped: it builds its own."""
+        self.config = config
+        self.device = mm.vae_device()
+        self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
+        self.vae_dtype = mm.vae_dtype(self.device, self.working_dtypes)
+        self.output_device = mm.intermediate_device()
+        self._describe()
+        offload = mm.vae_offload_device()
+        model = WanVAE(config, ops=comfy.ops.disable_weight_init, dtype=self.vae_dtype)
+        model.eval().requires_grad_(False)
+        model.load_state_dict(weights)
+        self.first_stage_model = model.to(offload)
+        # Not the paging patcher: the bare norm weights of the VAE must be on the device in full.
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            model, load_device=self.device, offload_device=offload
+        )
+        self.model_size()
+
+    def _describe(self) -> None:
+        # What other nodes and the base class read from a VAE.
+        self.latent_channels = self.config.z_dim
+        self.latent_dim = 3
+        self.output_channels = 3
+        self.pad_channel_value = None
+        self.crop_input = True
+        self.not_video = False
+        self.disable_offload = True
+        self.extra_1d_channel = None
+        self.audio_sample_rate = 44100
+        self.size = None
+        self.upscale_ratio = (_pixel_count, SPATIAL_STRIDE, SPATIAL_STRIDE)
+        self.upscale_index_formula = (TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE)
+        self.downscale_ratio = (_latent_count, SPATIAL_STRIDE, SPATIAL_STRIDE)
+        self.downscale_index_formula = (TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE)
+        self.process_input = _to_signed
+        self.process_output = _to_unit
+        self.memory_used_decode = self._decode_bytes
+        self.memory_used_encode = self._encode_bytes
+
+    def _decode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
+        pixels = shape[-2] * shape[-1] * SPATIAL_STRIDE**2
+        return BYTES_PER_PIXEL * self.config.dim * pixels * mm.dtype_size(dtype)
+
+    def _encode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
+        return BYTES_PER_PIXEL * self.config.dim * shape[-2] * shape[-1] * mm.dtype_size(dtype)
+
+    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
+        """Decode one clip as it comes.
+
+        Args:
+            latents: (1, C, T, h, w) raw latents, as on the LATENT socket.
+
+        Yields:
+            (1, 3, frames, H, W) float32 in [-1, 1] on the intermediate device: 1 frame, then 4.
+
+        Raises:
+            ValueError: latents of another kind of VAE.
+        """
+        check_latents(latents, self.config.z_dim)
+        needed = self._decode_bytes(latents.shape, self.vae_dtype)
+        mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
+        latents = latents.to(self.device, self.vae_dtype)
+        for chunk in self.first_stage_model.decode_stream(latents):
+            mm.throw_exception_if_processing_interrupted()
+            yield chunk.to(self.output_device).float()
+
+    def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
+        """Raw latents ``(B, C, T, h, w)`` or ``(B, C, h, w)`` to ``(B, F, H, W, 3)`` in [0, 1]."""
+        latents = samples_in.unsqueeze(2) if samples_in.ndim == 4 else samples_in
+        bar = comfy.utils.ProgressBar(latents.shape[0] * latents.shape[2])
+        out = None
+        for index, clip in enumerate(latents.split(1)):
+            start = 0
+            for chunk in self.decode_stream(clip):
+                frames = rearrange(self.process_output(chunk), "1 c f h w -> f h w c")
+                if out is None:
+                    count = pixel_frames(latents.shape[2])
+                    shape = (latents.shape[0], count, *frames.shape[1:])
+                    out = torch.empty(shape, device=self.output_device)
+                out[index, start : start + len(frames)] = frames
+                start += len(frames)
+                bar.update(1)
+        return out
+
+    def decode_tiled(self, samples: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The same as :meth:`decode`: streaming already keeps memory flat, without tile seams."""
+        return self.decode(samples)
+
+    def encode(self, pixel_samples: Tensor) -> Tensor:
+        """Frames ``(F, H, W, 3)`` or ``(B, F, H, W, 3)`` in [0, 1] to raw latents.
+
+        The end is cut to 4k+1 frames and the borders to multiples of 16, like ComfyUI's own Wan VAE.
+        """
+        pixels = pixel_samples if pixel_samples.ndim == 5 else pixel_samples.unsqueeze(0)
+        clips = [self._encode_clip(clip) for clip in pixels]
+        return torch.cat(clips)
+
+    def encode_tiled(self, pixel_samples: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The same as :meth:`encode`."""
+        return self.encode(pixel_samples)
+
+    def _encode_clip(self, frames: Tensor) -> Tensor:
+        frames = self.vae_encode_crop_pixels(frames)
+        check_size(frames.shape[1], frames.shape[2])
+        needed = self._encode_bytes((*frames.shape[1:3],), self.vae_dtype)
+        mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
+        count = _latent_count(len(frames))
+        clip = rearrange(frames[: _pixel_count(count)], "f h w c -> 1 c f h w")
+        sizes = [1] + [TEMPORAL_STRIDE] * (count - 1)
+        latents = []
+        for latent in self.first_stage_model.encode_stream(self._prepare(clip, sizes)):
+            mm.throw_exception_if_processing_interrupted()
+            latents.append(latent.to(self.output_device).float())
+        return torch.cat(latents, dim=2)
+
+    def _prepare(self, clip: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+        for chunk in torch.split(clip, sizes, dim=2):
+            yield self.process_input(chunk).to(self.device, self.vae_dtype)
+
+
+def check_latents(latents: Tensor, channels: int) -> None:
+    """Raise ValueError unless a VAE of ``channels`` latent channels can decode these."""
+    if latents.ndim != 5 or latents.shape[1] != channels:
+        raise ValueError(
+            f"latents of shape {tuple(latents.shape)} do not fit this VAE, which has {channels} "
+            "channels; load the VAE of the model that made them (Wan2.2 14B: wan_2.1_vae)"
+        )
+
+
+def uint8_frames(vae: Any, latents: Tensor) -> Iterator[Tensor]:
+    """Decoded frames of one clip ``(1, C, T, h, w)`` from any VAE, streamed where it can.
+
+    Yields:
+        ``(frames, H, W, 3)`` uint8, by the official rule.
+    """
+    bar = comfy.utils.ProgressBar(latents.shape[2])
+    if not isinstance(vae, HostVAE):
+        check_latents(latents, getattr(vae, "latent_channels", latents.shape[1]))
+        pixels = vae.decode(latents)
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])
+        bar.update_absolute(bar.total)
+        yield to_uint8(rearrange(_to_signed(pixels), "f h w c -> c f h w"))
+        return
+    for chunk in vae.decode_stream(latents):
+        yield to_uint8(chunk[0])
+        bar.update(1)
+
+
+def _pixel_count(latent_count: int) -> int:
+    return max(0, latent_count * TEMPORAL_STRIDE - (TEMPORAL_STRIDE - 1))
+
+
+def _latent_count(pixel_count: int) -> int:
+    return max(0, (pixel_count + TEMPORAL_STRIDE - 1) // TEMPORAL_STRIDE)
+
+
+def _to_signed(image: Tensor) -> Tensor:
+    return image * 2.0 - 1.0
+
+
+def _to_unit(image: Tensor) -> Tensor:
+    # In place and returned: newer hosts ignore the return value, older ones use it.
+    return image.add_(1.0).div_(2.0).clamp_(0.0, 1.0)
