@@ -30,12 +30,14 @@ _register()
 def pytest_terminal_summary(terminalreporter) -> None:
     """Print what tests measured and, by name, what was skipped and why."""
     reports = [r for rs in terminalreporter.stats.values() for r in rs if hasattr(r, "when")]
-    measured = [pair for r in reports if r.when == "call" for pair in r.user_properties]
+    measured: dict[str, float] = {}
+    for report in reports:
+        for name, value in report.user_properties if report.when == "call" else ():
+            measured[name] = max(value, measured.get(name, value))
     if measured:
-        terminalreporter.section("measured")
-        for name, value in measured:
-            text = f"{value:.3g}" if isinstance(value, float) else value
-            terminalreporter.write_line(f"{name}: {text}")
+        terminalreporter.section("measured (largest over all cases)")
+        for name, value in measured.items():
+            terminalreporter.write_line(f"{name}: {value:.3g}")
     skipped = terminalreporter.stats.get("skipped", [])
     if skipped:
         terminalreporter.section("skipped")

@@ -43,7 +43,7 @@ def pair():
 @pytest.mark.parametrize("shape", [(1, 16, 1, 4, 4), (2, 16, 3, 4, 6), (1, 16, 5, 8, 10)])
 @pytest.mark.parametrize("timestep", [0, 1, 875, 999, 612.37])
 @torch.no_grad()
-def test_equals_diffusers(pair, shape, timestep):
+def test_equals_diffusers(pair, shape, timestep, record_property):
     ours, theirs = pair
     torch.manual_seed(1)
     x = torch.randn(shape)
@@ -51,7 +51,9 @@ def test_equals_diffusers(pair, shape, timestep):
     context[:, 37:] = 0
     t = torch.full((shape[0],), timestep, dtype=torch.float32)
     expected = theirs(x, t, context).sample
-    assert relative(ours(x, t, context), expected) < 1e-5
+    difference = relative(ours(x, t, context), expected)
+    record_property("transformer_fp32_vs_diffusers", difference)
+    assert difference < 1e-5
     assert relative(ours(x, t, context[:, :37]), expected) < 1e-5  # short text: zero rows implied
 
 

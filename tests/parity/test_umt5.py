@@ -84,13 +84,15 @@ def _batch(config: TextConfig, length: int) -> tuple[torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("config", SHAPES, ids=["tiny", "wide-heads", "few-buckets"])
 @pytest.mark.parametrize("length", [1, 7, 60, 200])
 @torch.no_grad()
-def test_encoder_equals_transformers(config: TextConfig, length: int) -> None:
+def test_encoder_equals_transformers(config: TextConfig, length: int, record_property) -> None:
     oracle = _oracle(config)
     ours = _ours(config, oracle)
     ids, mask = _batch(config, length)
     truth = oracle(input_ids=ids, attention_mask=mask).last_hidden_state
     real = mask.bool()
-    assert _error(ours(ids, mask)[real], truth[real]) < 1e-5
+    difference = _error(ours(ids, mask)[real], truth[real])
+    record_property("umt5_fp32_vs_transformers", difference)
+    assert difference < 1e-5
     short = int(mask[1].sum())
     assert _error(ours(ids[1:, :short]), truth[1:, :short]) < 1e-5
 

@@ -32,16 +32,19 @@ def pair():
 
 @pytest.mark.parametrize("frames", [1, 5, 17, 33])
 @torch.no_grad()
-def test_encode_and_decode_equal_diffusers(pair, frames):
+def test_encode_and_decode_equal_diffusers(pair, frames, record_property):
     ours, theirs = pair
     torch.manual_seed(frames)
     video = torch.rand(1, 3, frames, 32, 48) * 2 - 1
     expected = theirs.encode(video).latent_dist.mode()
     latents = ours.encode(video)
+    record_property("vae_encode_fp32_vs_diffusers", relative(latents, expected))
     assert relative(latents, expected) < 1e-5
     assert relative(ours.encode_whole(video), expected) < 1e-5
     expected_video = theirs.decode(expected).sample
-    assert relative(ours.decode(expected), expected_video) < 1e-5
+    difference = relative(ours.decode(expected), expected_video)
+    record_property("vae_decode_fp32_vs_diffusers", difference)
+    assert difference < 1e-5
     assert relative(ours.decode_whole(expected).clamp(-1, 1), expected_video) < 1e-5
 
 
