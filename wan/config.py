@@ -90,6 +90,15 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EncodingConfig:
+    """How a clip becomes a file: FFmpeg's encoder name, constant rate factor (0 best, 51 worst), preset."""
+
+    codec: str = "libx264"
+    crf: int = 16
+    preset: str = "medium"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class FamilyConfig:
     """A complete text-to-video system: two experts of one shape, a VAE and a text encoder."""
 
@@ -111,10 +120,8 @@ T2V_A14B = FamilyConfig(
 TINY = FamilyConfig(
     name="tiny",
     transformer=TransformerConfig(dim=128, ffn_dim=512, num_heads=1, num_layers=6, text_dim=128),
-    vae=VAEConfig(dim=8),
-    text=TextConfig(
-        vocab_size=640, dim=128, attn_dim=128, num_heads=4, ffn_dim=256, num_layers=2
-    ),
+    vae=VAEConfig(dim=16),
+    text=TextConfig(vocab_size=640, dim=128, attn_dim=128, num_heads=4, ffn_dim=256, num_layers=2),
     sampling=replace(
         SamplingConfig(),
         steps=20,

