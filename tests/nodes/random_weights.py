@@ -1,0 +1,85 @@
+"""Random weights in the official formats, written where a server's loaders list them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import sentencepiece
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from wanexperts.wan.config import TextConfig, TransformerConfig, VAEConfig
+from wanexperts.wan.text import UMT5Encoder
+from wanexperts.wan.transformer import WanTransformer
+from wanexperts.wan.vae import WanVAE
+
+EXPERT = TransformerConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=2, text_dim=64)
+TEXT = TextConfig(vocab_size=64, dim=64, attn_dim=64, num_heads=2, ffn_dim=64, num_layers=1)
+SMALL_VAE = VAEConfig(dim=8)
+# What ComfyUI's own UNETLoader can load: text width 4096, head width 128.
+CORE_EXPERT = TransformerConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=1)
+CORE_TEXT = TextConfig(vocab_size=64, dim=4096, attn_dim=64, num_heads=2, ffn_dim=64, num_layers=1)
+
+DIFFUSION_MODELS, TEXT_ENCODERS, VAE = "diffusion_models", "text_encoders", "vae"
+HIGH, LOW = "random_high_noise.safetensors", "random_low_noise.safetensors"
+CORE_HIGH, CORE_LOW = "core_high_noise.safetensors", "core_low_noise.safetensors"
+TEXT_FILE, CORE_TEXT_FILE = "random_umt5.safetensors", "wide_umt5.safetensors"
+VAE_FILE = "random_vae.safetensors"
+TRUNCATED, FOREIGN, TWIN = "truncated.safetensors", "foreign.safetensors", "twin.safetensors"
+
+
+def sentencepiece_model() -> bytes:
+    """A sentencepiece model in the T5 layout: pad 0, end 1, unknown 2."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a red circle moves left on a white background"] * 20),
+        model_writer=model,
+        vocab_size=64,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Weights of a scale at which no layer dies and none explodes."""
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for key, value in module.state_dict().items():
+        if key.endswith(("norm_q.weight", "norm_k.weight", "gamma")) or "norm" in key:
+            state[key] = torch.ones(value.shape)
+        else:
+            fan_in = value[0].numel() if value.ndim > 1 else 16
+            state[key] = torch.randn(value.shape, generator=generator) / fan_in**0.5
+    return state
+
+
+def _save(state: Mapping[str, Tensor], path: Path, role: str, dtype: torch.dtype) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    save_file(stored, path, metadata={"format": "pt", "wan_role": role})
+
+
+def write_all(models: Path) -> None:
+    """Two experts, a pair for core loaders, two text encoders, a VAE and three bad files."""
+    experts, texts = models / DIFFUSION_MODELS, models / TEXT_ENCODERS
+    bf16, fp32 = torch.bfloat16, torch.float32
+    for seed, (name, role) in enumerate([(HIGH, "high_noise"), (LOW, "low_noise")]):
+        _save(random_state(WanTransformer(EXPERT), seed), experts / name, role, bf16)
+    for seed, (name, role) in enumerate([(CORE_HIGH, "high_noise"), (CORE_LOW, "low_noise")]):
+        _save(random_state(WanTransformer(CORE_EXPERT), seed), experts / name, role, fp32)
+    spiece = torch.frombuffer(bytearray(sentencepiece_model()), dtype=torch.uint8)
+    for name, config in ((TEXT_FILE, TEXT), (CORE_TEXT_FILE, CORE_TEXT)):
+        state = random_state(UMT5Encoder(config), 3)
+        _save({**state, "spiece_model": spiece}, texts / name, "text_encoder", bf16)
+    _save(random_state(WanVAE(SMALL_VAE), 4), models / VAE / VAE_FILE, "vae", bf16)
+    whole = (experts / HIGH).read_bytes()
+    (experts / TRUNCATED).write_bytes(whole[: len(whole) // 2])
+    (experts / TWIN).write_bytes(whole)
+    save_file({"conv.weight": torch.zeros(2, 2)}, experts / FOREIGN)
