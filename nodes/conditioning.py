@@ -48,7 +48,7 @@ class WanExpertsTextEncode(io.ComfyNode):
                     multiline=True,
                     dynamic_prompts=True,
                     default=DEFAULTS.negative_prompt,
-                    tooltip="What to stay away from; the default is the official one. May be empty.",
+                    tooltip="What to stay away from; empty stands for the official one.",
                 ),
             ],
             outputs=[
@@ -60,20 +60,15 @@ class WanExpertsTextEncode(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, positive: str | None = None) -> bool | str:
         """An empty prompt is refused before anything is loaded."""
-        if positive is not None and not positive.strip():
-            return _message(check_prompt, positive)
-        return True
+        return True if positive is None else _message(check_prompt, positive)
 
     @classmethod
     def execute(cls, clip: Any, positive: str, negative: str) -> io.NodeOutput:
         """Encode with any CLIP."""
         check_prompt(positive)
-        return io.NodeOutput(
-            *(
-                clip.encode_from_tokens_scheduled(clip.tokenize(text))
-                for text in (positive, negative)
-            )
-        )
+        texts = positive, negative if negative.strip() else DEFAULTS.negative_prompt
+        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
+        return io.NodeOutput(*encoded)
 
 
 class WanExpertsEmptyLatent(io.ComfyNode):

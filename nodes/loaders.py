@@ -18,12 +18,13 @@ from ..wan.checkpoint import (
     find_tokenizer,
     open_checkpoint,
 )
+from ..wan.pipeline import family_defaults
 from ..wan.text import UMT5Encoder
 from ..wan.transformer import WanTransformer
 from ..wan.vae import WanVAE
 from . import compat
 from .host import files
-from .host.model import build_model, family_of
+from .host.model import build_model
 from .host.text import build_clip
 from .host.vae import HostVAE
 
@@ -58,16 +59,15 @@ def _open_pair(high: str, low: str) -> tuple[Checkpoint, Checkpoint]:
 def _load_expert(checkpoint: Checkpoint) -> Any:
     config = detect_transformer_config(checkpoint)
     check_keys(WanTransformer(config, device=META).state_dict(), checkpoint)
-    return build_model(config, checkpoint.state_dict())
+    return build_model(config, checkpoint.state_dict(), family_defaults(checkpoint))
 
 
 def _report(high: Checkpoint, low: Checkpoint) -> str:
     config = detect_transformer_config(high)
-    family = family_of(config)
-    sampling = family.sampling
+    sampling = family_defaults(high)
     lines = [
         f"{config.num_layers} layers of width {config.dim}, text width {config.text_dim}",
-        f"defaults of {family.name}: {sampling.steps} steps, shift {sampling.shift:g}, boundary "
+        f"defaults: {sampling.steps} steps, shift {sampling.shift:g}, boundary "
         f"{sampling.boundary:g}, cfg {sampling.guidance_high:g} / {sampling.guidance_low:g}",
     ]
     for role, checkpoint in (("high noise", high), ("low noise", low)):

@@ -15,7 +15,7 @@ from ..wan.solvers import SOLVERS
 from . import compat
 from .host.guider import ExpertsGuider, RunPlan
 from .host.latent import fit_latent, run_guider
-from .host.model import same_model
+from .host.model import same_model, sampling_of
 from .host.sampling import recognise, solver_sampler
 
 DEFAULTS = T2V_A14B.sampling
@@ -74,18 +74,22 @@ def _switch() -> list[Any]:
     ]  # fmt: skip
 
 
-def boundary_for(switch: str, boundary: float, switch_step: int, sigmas: Tensor) -> float:
+def boundary_for(
+    switch: str, boundary: float, switch_step: int, sigmas: Tensor | None, own: float
+) -> float:
     """The noise level at which the experts change, for a run over ``sigmas`` (N+1,).
+
+    ``own`` is the boundary the experts were trained with. ``sigmas`` is only read for "step".
 
     Raises:
         ValueError: unknown switch, boundary outside [0, 1] or step outside 0..N.
     """
     if switch == "auto":
-        return DEFAULTS.boundary
+        return own
     if switch == "boundary":
         check_boundary(boundary)
         return boundary
-    if switch == "step":
+    if switch == "step" and sigmas is not None:
         return boundary_at_step(sigmas, switch_step)
     raise ValueError(f"switch={switch!r} is not one of {', '.join(SWITCHES)}; use auto")
 
@@ -208,7 +212,10 @@ class WanExpertsSampler(io.ComfyNode):
         """Sample; the latents stay raw (not normalised), as on every LATENT socket."""
         _check_models(model_high_noise, model_low_noise)
         samples = fit_latent(model_high_noise, latent_image)
-        plan = _plan(steps, sampler_name, scheduler, sigma_shift, switch, boundary, switch_step)
+        own = sampling_of(model_high_noise).boundary
+        plan = _plan(
+            steps, sampler_name, scheduler, sigma_shift, switch, boundary, switch_step, own
+        )
         guider = ExpertsGuider(
             model_high_noise, model_low_noise, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise
         )
@@ -227,11 +234,12 @@ def _plan(
     switch: str,
     boundary: float,
     switch_step: int,
+    own_boundary: float = DEFAULTS.boundary,
 ) -> RunPlan:
     if sampler_name not in SOLVERS:
         raise ValueError(f"unknown sampler {sampler_name!r}; use one of {', '.join(SOLVERS)}")
     schedule = make_schedule(scheduler, steps=steps, shift=sigma_shift)
-    level = boundary_for(switch, boundary, switch_step, schedule.sigmas)
+    level = boundary_for(switch, boundary, switch_step, schedule.sigmas, own_boundary)
     return RunPlan(schedule=schedule, boundary=level, shift=sigma_shift)
 
 
@@ -259,7 +267,7 @@ class WanExpertsGuider(io.ComfyNode):
         """The step is checked when the sigmas are known."""
         if switch is None or boundary is None or switch == "step":
             return True
-        return _problem(lambda: boundary_for(switch, boundary, 0, None))
+        return _problem(lambda: boundary_for(switch, boundary, 0, None, DEFAULTS.boundary))
 
     @classmethod
     def execute(
@@ -277,10 +285,11 @@ class WanExpertsGuider(io.ComfyNode):
     ) -> io.NodeOutput:
         """Build the guider; nothing is loaded before sampling."""
         _check_models(model_high_noise, model_low_noise)
+        own = sampling_of(model_high_noise).boundary
 
         def plan_for(sigmas: Tensor) -> RunPlan:
             schedule: Schedule = recognise(sigmas, sigma_shift)
-            level = boundary_for(switch, boundary, switch_step, schedule.sigmas)
+            level = boundary_for(switch, boundary, switch_step, schedule.sigmas, own)
             return RunPlan(schedule=schedule, boundary=level, shift=sigma_shift)
 
         guider = ExpertsGuider(

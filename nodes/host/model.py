@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from einops import rearrange
 from torch import Tensor
 
-from ...wan.config import FAMILIES, T2V_A14B, FamilyConfig, TransformerConfig
+from ...wan.config import T2V_A14B, SamplingConfig, TransformerConfig
 from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
 from .. import compat
@@ -179,24 +179,22 @@ class ModelConfig(comfy.supported_models.WAN21_T2V):
         return HostModel(self, device=device)
 
 
-def family_of(config: TransformerConfig) -> FamilyConfig:
-    """The family these sizes belong to; an unknown size counts as the 14B pair."""
-    return next((f for f in FAMILIES.values() if f.transformer == config), T2V_A14B)
-
-
-def build_model(config: TransformerConfig, weights: dict[str, Tensor]) -> Any:
+def build_model(
+    config: TransformerConfig, weights: dict[str, Tensor], sampling: SamplingConfig
+) -> Any:
     """A MODEL of one expert.
 
     Args:
         config: sizes of the expert.
         weights: official keys to tensors; emptied.
+        sampling: how this model wants to be sampled; KSampler takes its shift.
 
     Returns:
         A ModelPatcher with the weights on the offload device, in the dtype ComfyUI chose.
     """
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
     shell = ModelConfig({"image_model": "wan2.1", "dim": config.dim, "config": config})
-    shell.sampling_settings["shift"] = family_of(config).sampling.shift
+    shell.sampling_settings["shift"] = sampling.shift
     dtype = mm.unet_dtype(
         device=device,
         model_params=comfy.utils.calculate_parameters(weights),
@@ -206,6 +204,7 @@ def build_model(config: TransformerConfig, weights: dict[str, Tensor]) -> Any:
     cast = mm.unet_manual_cast(dtype, device, shell.supported_inference_dtypes)
     shell.set_inference_dtype(dtype, cast)
     model = shell.get_model({})
+    model.wan_sampling = sampling
     patcher = compat.patcher_class()(model, load_device=device, offload_device=offload)
     if not compat.is_dynamic(patcher):
         model.to(offload)
@@ -217,3 +216,8 @@ def same_model(first: Any, second: Any) -> bool:
     """Whether two MODELs are one model with the same patches."""
     same_patches = first.patches_uuid == second.patches_uuid
     return first is second or (first.is_clone(second) and same_patches)
+
+
+def sampling_of(patcher: Any) -> SamplingConfig:
+    """How a MODEL wants to be sampled; one of another loader counts as the 14B text-to-video pair."""
+    return getattr(patcher.model, "wan_sampling", T2V_A14B.sampling)

@@ -45,7 +45,6 @@ class HostVAE(comfy.sd.VAE):
         self.patcher = comfy.model_patcher.ModelPatcher(
             model, load_device=self.device, offload_device=offload
         )
-        self.model_size()
 
     def _describe(self) -> None:
         # What other nodes and the base class read from a VAE.
