@@ -84,7 +84,7 @@ def save_png(path: str | Path, image: Tensor) -> None:
     encoder.pix_fmt, encoder.time_base = "rgb24", Fraction(1)
     frame = av.VideoFrame.from_ndarray(_pixels(image), format="rgb24")
     data = b"".join(bytes(packet) for packet in [*encoder.encode(frame), *encoder.encode(None)])
-    with _whole_file(Path(path)) as partial:
+    with whole_file(Path(path)) as partial:
         partial.write_bytes(data)
 
 
@@ -319,7 +319,7 @@ def _reserve(path: Path) -> Path:
 
 
 @contextmanager
-def _whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path) -> Iterator[Path]:
     """A temporary file that becomes ``path`` if the block succeeds and vanishes if it does not."""
     partial = _reserve(path)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import ftfy
 import sentencepiece
 
 from ..config import TextConfig
+
+log = logging.getLogger(__name__)
 
 _TEXT_LEN = TextConfig().text_len
 _WHITESPACE = re.compile(r"\s+")
@@ -57,6 +60,11 @@ class Tokenizer:
         return int(self._processor.vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the cleaned ``text``: at most ``text_len - 1`` pieces, then the end token."""
+        """Ids of the cleaned ``text``: at most ``text_len - 1`` pieces, then the end token.
+
+        A longer text is cut, as the official pipeline does, and the log says so.
+        """
         pieces: list[int] = self._processor.EncodeAsIds(clean(text))
+        if len(pieces) >= self.text_len:
+            log.warning("a text of %d tokens was cut to %d", len(pieces) + 1, self.text_len)
         return [*pieces[: self.text_len - 1], self._end]

@@ -1,0 +1,235 @@
+"""``python -m wan generate``: from a prompt to an mp4 without a host."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import NoReturn, TextIO
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from . import __version__
+from .config import SamplingConfig
+from .pipeline import BUNDLED, PARTS, Pipeline, Plan, Request, find_parts
+from .sampling import Progress
+from .schedule import SCHEDULES
+from .solvers import SOLVERS
+from .video import VideoWriter, check_writable, contact_sheet, save_png, whole_file
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+SHEET_FRAMES = 18
+SHEET_COLUMNS = 6
+BAR_WIDTH = 30
+
+_SETTINGS = [field.name for field in fields(SamplingConfig)]
+
+
+class Bar:
+    """Progress on one line of a terminal; elsewhere one line at the end of each phase."""
+
+    def __init__(self, stream: TextIO) -> None:
+        """Draw on ``stream``."""
+        self._stream = stream
+        self._label = ""
+        self._started = 0.0
+
+    def show(self, label: str, done: int, total: int) -> None:
+        """``done`` of ``total`` in the phase ``label``; a new label starts a new line."""
+        live = self._stream.isatty()
+        if label != self._label:
+            self.close()
+            self._label, self._started = label, time.monotonic()
+        filled = BAR_WIDTH * done // max(1, total)
+        seconds = time.monotonic() - self._started
+        line = f"{label:18} [{'#' * filled:{BAR_WIDTH}}] {done}/{total}  {seconds:.0f} s"
+        if live:
+            self._stream.write(f"\r{line:79}")
+        elif done == total:
+            self._stream.write(f"{line}\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """End the line under way."""
+        if self._label and self._stream.isatty():
+            self._stream.write("\n")
+        self._label = ""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence instead of the whole usage."""
+        self.exit(BAD_INPUT, f"error: {message}; see --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; defaults of settings are the family's, found in the weights."""
+    parser = _Parser(
+        prog="python -m wan", description="Wan2.2 text to video: two experts, one run."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate")
+    generate = commands.add_parser(
+        "generate", help="from a prompt to an mp4", description="From a prompt to an mp4."
+    )
+    generate.add_argument("--prompt", required=True, help="what the clip shows, English or Chinese")
+    generate.add_argument("--out", required=True, type=Path, help="the mp4 to write")
+    generate.add_argument("--contact-sheet", type=Path, metavar="PNG", help="frames as one image")
+    generate.add_argument(
+        "--save-latents", type=Path, metavar="FILE",
+        help="raw latents as safetensors, written before decoding (.latent loads in ComfyUI)",
+    )  # fmt: skip
+    _add_settings(generate.add_argument_group("settings (default: those of the model)"))
+    weights = generate.add_argument_group("weights (default: the bundled miniature family)")
+    weights.add_argument("--models", type=Path, metavar="FOLDER", help="folder with all four parts")
+    for part, name in PARTS.items():
+        weights.add_argument(f"--{part}", type=Path, help=f"{name}: file or official folder")
+    weights.add_argument("--device", help="torch device; default: cuda if there is one")
+    return parser
+
+
+def _add_settings(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--negative", dest="negative_prompt", help="what to stay away from")
+    group.add_argument("--frames", dest="num_frames", type=int, help="frame count, 4k+1")
+    group.add_argument("--height", type=int, help="pixels, a multiple of 16")
+    group.add_argument("--width", type=int, help="pixels, a multiple of 16")
+    group.add_argument("--fps", type=int, help="frames per second of the file")
+    group.add_argument("--steps", type=int, help="steps of both experts together")
+    group.add_argument("--shift", type=float, help="how long the run stays at high noise")
+    switch = group.add_mutually_exclusive_group()
+    switch.add_argument(
+        "--boundary", type=float, help="lowest noise level of the high-noise expert"
+    )
+    switch.add_argument("--switch-step", type=int, help="steps on the high-noise expert instead")
+    group.add_argument("--guidance-high", type=float, help="guidance of the high-noise expert")
+    group.add_argument("--guidance-low", type=float, help="guidance of the low-noise expert")
+    group.add_argument("--solver", choices=list(SOLVERS))
+    group.add_argument("--schedule", choices=list(SCHEDULES))
+    group.add_argument("--seed", type=int, default=0, help="of the initial noise, default 0")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    bar = Bar(sys.stderr)
+    try:
+        generate(build_parser().parse_args(argv), bar)
+    except KeyboardInterrupt:
+        bar.close()
+        print("interrupted; no unfinished file was left", file=sys.stderr)
+        return INTERRUPTED
+    except (ValueError, OSError, ArithmeticError, torch.OutOfMemoryError) as error:
+        bar.close()
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    return 0
+
+
+def generate(given: argparse.Namespace, bar: Bar) -> None:
+    """One clip; raises before any weight is read if the input cannot work."""
+    pipeline = open_pipeline(given)
+    request = read_request(given, pipeline.defaults)
+    plan = pipeline.plan(request)
+    outputs = [path for path in (given.out, given.contact_sheet, given.save_latents) if path]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError("two outputs have the same name; give each its own")
+    for path in outputs:
+        check_writable(path)
+    settings = request.sampling
+    metadata = describe(request, pipeline)
+    writer = VideoWriter(
+        given.out,
+        width=settings.width,
+        height=settings.height,
+        fps=settings.fps,
+        metadata={"wan": metadata},
+    )
+
+    bar.show("read weights", 0, 1)
+    latents = pipeline.sample(request, lambda progress: _show_step(bar, plan, progress))
+    if given.save_latents:
+        save_latents(given.save_latents, latents, metadata)
+    sheet: list[Tensor] = []
+    with writer:
+        for frames in _show_frames(bar, pipeline.decode(latents), settings.num_frames):
+            sheet += _sheet_frames(frames, writer.frames, settings.num_frames)
+            writer.write(frames)
+    bar.close()
+    if given.contact_sheet:
+        save_png(given.contact_sheet, contact_sheet(torch.stack(sheet), SHEET_COLUMNS))
+    for path in outputs:
+        print(path)
+
+
+def open_pipeline(given: argparse.Namespace) -> Pipeline:
+    """The system the arguments name; raises ValueError or OSError, see :meth:`Pipeline.load`."""
+    named = {part: getattr(given, part) for part in PARTS if getattr(given, part)}
+    if given.models is None and named and len(named) < len(PARTS):
+        missing = " and ".join(f"--{part}" for part in PARTS if part not in named)
+        raise ValueError(f"{missing} is missing; name all four files, or their folder by --models")
+    parts = named if len(named) == len(PARTS) else find_parts(given.models or BUNDLED, named)
+    try:
+        device = torch.device(given.device) if given.device else None
+    except RuntimeError as error:
+        raise ValueError(f"device={given.device!r} is unknown to torch; use cpu or cuda") from error
+    return Pipeline.load(
+        high=parts["high"], low=parts["low"], vae=parts["vae"], text=parts["text"], device=device
+    )
+
+
+def read_request(given: argparse.Namespace, defaults: SamplingConfig) -> Request:
+    """What was asked for, on top of the family's defaults."""
+    told = {name: getattr(given, name) for name in _SETTINGS if getattr(given, name) is not None}
+    return Request(
+        prompt=given.prompt,
+        sampling=replace(defaults, **told),
+        seed=given.seed,
+        switch_step=given.switch_step,
+    )
+
+
+def describe(request: Request, pipeline: Pipeline) -> dict[str, object]:
+    """All that is needed to make the clip again, for the file's metadata."""
+    weights = {part: getattr(pipeline, part).path.name for part in PARTS}
+    return {"version": __version__, **asdict(request), "weights": weights}
+
+
+def save_latents(path: Path, latents: Tensor, metadata: dict[str, object]) -> None:
+    """Raw latents (1, 16, T, h, w) under the names ComfyUI's Load Latent reads."""
+    tensors = {
+        "latent_tensor": latents.cpu().contiguous(),
+        # Its presence says that the values are not scaled.
+        "latent_format_version_0": torch.empty(0),
+    }
+    data = save(tensors, metadata={"wan": json.dumps(metadata, ensure_ascii=False)})
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+def _show_step(bar: Bar, plan: Plan, progress: Progress) -> None:
+    high = plan.high_steps
+    first, total = (0, high) if progress.step <= high else (high, progress.total - high)
+    bar.show(plan.expert(progress.step), progress.step - first, total)
+
+
+def _show_frames(bar: Bar, chunks: Iterator[Tensor], total: int) -> Iterator[Tensor]:
+    done = 0
+    for frames in chunks:
+        done += len(frames)
+        bar.show("decode", done, total)
+        yield frames
+
+
+def _sheet_frames(frames: Tensor, start: int, total: int) -> list[Tensor]:
+    """Those of ``frames`` (the clip's from ``start`` on) that are among the evenly spread few."""
+    count = min(SHEET_FRAMES, total)
+    chosen = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
+    return [frame for i, frame in enumerate(frames, start) if i in chosen]
