@@ -174,7 +174,7 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
     named = {part: getattr(given, part) for part in PARTS if getattr(given, part)}
     if given.models is None and named and len(named) < len(PARTS):
         missing = " and ".join(f"--{part}" for part in PARTS if part not in named)
-        raise ValueError(f"{missing} is missing; name all four files, or their folder by --models")
+        raise ValueError(f"without {missing}: name all four files, or their folder by --models")
     parts = named if len(named) == len(PARTS) else find_parts(given.models or BUNDLED, named)
     try:
         device = torch.device(given.device) if given.device else None
