@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -49,9 +50,13 @@ def find(kind: str, name: str) -> Path:
 
 
 def stamp(path: Path) -> str:
-    """Changes when the file (or a shard of the folder) is replaced."""
+    """Changes when the file (or a shard of the folder) is replaced.
+
+    A digest, because ComfyUI writes it into the workflow inside saved files: no path may leak there.
+    """
     parts = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    return ";".join(f"{part}:{part.stat().st_size}:{part.stat().st_mtime_ns}" for part in parts)
+    stats = [(str(part), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
 def output_slot(prefix: str, *, width: int, height: int) -> tuple[Path, str]:

@@ -40,8 +40,11 @@ def run_guider(
     guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], samples: Tensor, seed: int
 ) -> dict[str, Any]:
     """Sample with one progress bar and preview for the whole run; returns a LATENT."""
+    steps = sigmas.shape[-1] - 1
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    callback = latent_preview.prepare_callback(guider.model_patcher, sigmas.shape[-1] - 1)
+    # The bar shows 0 of N while the first expert is still being loaded.
+    comfy.utils.ProgressBar(steps).update_absolute(0)
+    callback = latent_preview.prepare_callback(guider.model_patcher, steps)
     result = guider.sample(
         noise,
         samples,

@@ -1,0 +1,1 @@
+"""Real ComfyUI servers over HTTP and websocket."""

@@ -1,0 +1,41 @@
+"""One real server per ComfyUI found, kept for the whole session."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wanexperts import demo
+
+from .random_weights import write_all
+
+NO_HOST = "no ComfyUI found; set COMFYUI_PATH to a checkout to run the host suite"
+
+
+def _checkouts() -> list[Path]:
+    older = sorted((Path.home() / "comfy").glob("ComfyUI-*"))
+    found = [*demo.find_checkouts(), *(p.resolve() for p in older if (p / "main.py").is_file())]
+    return list(dict.fromkeys(found))
+
+
+def _params() -> list[object]:
+    found = [pytest.param(path, id=path.name) for path in _checkouts()]
+    return found or [pytest.param(None, id="none", marks=pytest.mark.skip(reason=NO_HOST))]
+
+
+@pytest.fixture(scope="session")
+def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ``models`` folder of random files."""
+    folder = tmp_path_factory.mktemp("models")
+    write_all(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=_params())
+def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[demo.Host]:
+    """A server with our pack and the random files."""
+    with demo.Host(request.param) as server:
+        shutil.copytree(random_models, server.base / "models", dirs_exist_ok=True)
+        yield server
