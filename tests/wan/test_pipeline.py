@@ -94,14 +94,21 @@ def test_noise_is_comfyuis() -> None:
     assert torch.equal(make_noise((16, 2, 4, 6), 2**64 - 1), theirs)
 
 
+def _networks() -> int:
+    gc.collect()
+    return sum(type(thing) in (WanTransformer, WanVAE, UMT5Encoder) for thing in gc.get_objects())
+
+
 class _Journal(logging.Handler):
-    """What was read and which steps ended, in order."""
+    """What was read and which steps ended, in order; and the networks in memory at each reading."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
         self.lines: list[str] = []
+        self.alive: list[int] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        self.alive.append(_networks())
         self.lines.append(Path(record.getMessage().removeprefix("reading ")).stem)
 
 
@@ -132,16 +139,14 @@ def test_each_network_is_read_when_it_is_due(
 
     def step_done(progress) -> None:
         journal.lines.append(str(progress.step))
-        gc.collect()
-        networks = (WanTransformer, WanVAE, UMT5Encoder)
-        alive.add(sum(type(thing) in networks for thing in gc.get_objects()))
+        alive.add(_networks())
 
-    gc.collect()
     request = _request(pipeline, switch_step=switch_step)
     for _ in pipeline.generate(request, step_done):
         pass
     assert journal.lines == expected
     assert alive == {1}
+    assert set(journal.alive) == {0}
 
 
 def test_planning_reads_no_weights(pipeline: Pipeline, journal: _Journal) -> None:
