@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ...wan.sampling import Progress, sample
-from ...wan.schedule import SCHEDULES, TRAIN_TIMESTEPS, Schedule, check_sigmas, make_schedule
+from ...wan.schedule import TRAIN_TIMESTEPS, Schedule, make_schedule
 from ...wan.solvers import get_solver
 
+OFFICIAL = "unipc"
 GRID_TOLERANCE = 1e-6
 
 
@@ -54,23 +55,21 @@ def with_schedule(patcher: Any, schedule: Schedule, shift: float) -> Any:
 def recognise(sigmas: Tensor, shift: float) -> Schedule:
     """The schedule behind SIGMAS from another node.
 
-    A grid equal to one of ours gets that grid's timesteps (the official ones are whole numbers);
-    any other gets ``1000 * sigma``.
+    The official UniPC grid is known by its levels and gets its whole timesteps; any other grid gets
+    ``1000 * sigma``. (The DPM++ grid has the levels of the plain one: they cannot be told apart.)
 
     Args:
         sigmas: (N+1,) descending noise levels.
-        shift: shift of the grids to compare with.
+        shift: shift of the official grid to compare with.
 
     Raises:
         ValueError: these are not noise levels of flow matching.
     """
-    sigmas = sigmas.detach().to("cpu", torch.float32)
-    check_sigmas(sigmas)
-    for name in SCHEDULES:
-        ours = make_schedule(name, steps=sigmas.numel() - 1, shift=shift)
-        if torch.allclose(ours.sigmas, sigmas, rtol=0, atol=GRID_TOLERANCE):
-            return Schedule(name=name, sigmas=sigmas, timesteps=ours.timesteps)
-    return plain(sigmas)
+    given = plain(sigmas)
+    official = make_schedule(OFFICIAL, steps=given.steps, shift=shift)
+    if not torch.allclose(official.sigmas, given.sigmas, rtol=0, atol=GRID_TOLERANCE):
+        return given
+    return Schedule(name=OFFICIAL, sigmas=given.sigmas, timesteps=official.timesteps)
 
 
 def plain(sigmas: Tensor) -> Schedule:

@@ -1,0 +1,128 @@
+"""Every wrong input is told in one sentence: given, rule, way out."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from wanexperts import demo
+
+from . import random_weights as files
+from .graphs import (
+    EMPTY,
+    ENCODE,
+    LOADER,
+    SAMPLER,
+    SAVE,
+    TEXT,
+    VAE,
+    VIDEO,
+    base_graph,
+    changed,
+    node,
+    video_graph,
+)
+
+pytestmark = pytest.mark.comfy
+
+BEFORE_THE_RUN = {
+    "same-file-twice": (LOADER, {"model_low_noise": files.HIGH}, "was given for both experts"),
+    "swapped": (
+        LOADER,
+        {"model_high_noise": files.LOW, "model_low_noise": files.HIGH},
+        "the experts are swapped",
+    ),
+    "copy-of-the-other": (LOADER, {"model_low_noise": files.TWIN}, "is the other expert"),
+    "two-models": (LOADER, {"model_low_noise": files.CORE_LOW}, "choose two experts of one model"),
+    "missing-file": (LOADER, {"model_low_noise": "gone.safetensors"}, "gone.safetensors is not in"),
+    "truncated-file": (LOADER, {"model_low_noise": files.TRUNCATED}, "truncated"),
+    "foreign-file": (LOADER, {"model_high_noise": files.FOREIGN}, "is not an expert"),
+    "missing-text": (TEXT, {"text_encoder": "gone.safetensors"}, "gone.safetensors is not in"),
+    "missing-vae": (VAE, {"vae": "gone.safetensors"}, "gone.safetensors is not in"),
+    "frames": (EMPTY, {"frames": 80}, "num_frames=80 is not 4k+1; use 77 or 81"),
+    "no-frames": (EMPTY, {"frames": 0}, "num_frames=0 is not 4k+1"),
+    "width": (EMPTY, {"width": 100}, "width=100 is not a positive multiple of 16; use 96 or 112"),
+    "height": (EMPTY, {"height": 8}, "height=8 is not a positive multiple of 16"),
+    "steps": (SAMPLER, {"steps": 0}, "steps=0 is not at least 1"),
+    "switch-step": (
+        SAMPLER,
+        {"switch": "step", "switch_step": 7},
+        "switch step=7 is not within the 6 steps",
+    ),
+    "boundary": (SAMPLER, {"switch": "boundary", "boundary": 875.0}, "use 0.875"),
+    "switch": (SAMPLER, {"switch": "sometimes"}, "switch='sometimes' is not one of"),
+    "solver": (SAMPLER, {"sampler_name": "magic"}, "unknown sampler 'magic'"),
+    "schedule": (SAMPLER, {"scheduler": "magic"}, "unknown schedule 'magic'"),
+    "empty-prompt": (ENCODE, {"positive": " \n "}, "the positive prompt is empty"),
+    "blocked-output": (VIDEO, {"filename_prefix": "blocked/clip"}, "cannot write to"),
+    "outside-output": (VIDEO, {"filename_prefix": "../clip"}, "leaves the output folder"),
+    "fps": (VIDEO, {"fps": 0.0}, "smaller than min"),
+}
+
+
+def video_only(**sampling):
+    graph = video_graph(**sampling)
+    del graph[SAVE]  # a second good output would run without the bad one
+    return graph
+
+
+@pytest.mark.parametrize(
+    ("node_id", "inputs", "sentence"), BEFORE_THE_RUN.values(), ids=BEFORE_THE_RUN
+)
+def test_refused_before_the_run(host, node_id, inputs, sentence):
+    (host.output / "blocked").touch()
+    with pytest.raises(demo.Refused) as caught:
+        host.run(changed(video_only(noise_seed=1000), node_id, **inputs))
+    errors = caught.value.answer["node_errors"][node_id]["errors"]
+    told = " ".join(f"{e['message']} {e['details']}" for e in errors)
+    assert re.search(re.escape(sentence), told), told
+
+
+def same_model(graph):
+    graph[SAMPLER]["inputs"]["model_low_noise"] = [LOADER, 0]
+
+
+def other_text_width(graph):
+    graph[TEXT]["inputs"]["text_encoder"] = files.CORE_TEXT_FILE
+
+
+def image_latents(graph):
+    graph[EMPTY] = node("EmptyLatentImage", width=64, height=64, batch_size=1)
+    graph[VIDEO]["inputs"]["samples"] = [EMPTY, 0]
+
+
+def odd_size(graph):
+    graph[EMPTY] = node("EmptyHunyuanLatentVideo", width=72, height=64, length=5, batch_size=1)
+
+
+def two_clips(graph):
+    graph[EMPTY]["inputs"]["batch_size"] = 2
+    graph[VIDEO]["inputs"]["samples"] = [EMPTY, 0]
+
+
+DURING_THE_RUN = {
+    "same-model": (same_model, "are the same MODEL"),
+    "text-width": (other_text_width, "text of width 4096 does not fit"),
+    "latents": (image_latents, "do not fit this VAE, which has 16 channels"),
+    "odd-size": (odd_size, "72x64 pixels are not multiples of 16"),
+    "two-clips": (two_clips, "the latents hold 2 clips"),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), DURING_THE_RUN.values(), ids=DURING_THE_RUN)
+def test_refused_in_the_run(host, change, sentence):
+    graph = video_only(noise_seed=1001)
+    change(graph)
+    with pytest.raises(demo.HostError, match=sentence):
+        host.run(graph)
+
+
+def test_step_outside_the_sigmas_of_another_node(host):
+    from .test_interop import advanced
+
+    with pytest.raises(demo.HostError, match="switch step=9 is not within the 5 steps"):
+        host.run(advanced("euler", switch="step", switch_step=9))
+
+
+def test_a_good_run_follows_a_bad_one(host):
+    assert host.run(base_graph(noise_seed=1002))
