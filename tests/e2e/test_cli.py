@@ -203,7 +203,7 @@ def test_help_and_missing_arguments(capsys) -> None:
     assert "required: --prompt" in _refusal(capsys, "--out", "x.mp4")
 
 
-@pytest.mark.skipif(not any(BUNDLED.glob("*.safetensors")), reason="no bundled weights")
+@pytest.mark.skipif(not any(BUNDLED.rglob("*.safetensors")), reason="no bundled weights")
 def test_bundled_family_is_the_default(tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     arguments = ["--prompt", "一个红色的圆形", "--out", out, "--steps", 2, "--frames", 5]
