@@ -88,15 +88,23 @@ class Host:
     """A ComfyUI server with this pack as its only custom node: ``with Host(checkout) as host:``."""
 
     def __init__(
-        self, checkout: Path, *, output: Path | None = None, options: Sequence[str] = ("--cpu",)
+        self,
+        checkout: Path,
+        *,
+        output: Path | None = None,
+        options: Sequence[str] = ("--cpu",),
+        node_files: Sequence[Path] = (),
     ) -> None:
-        """``output`` is where results go (default: a temporary folder), ``options`` are flags."""
+        """``output`` is where results go (default: a temporary folder), ``options`` are flags,
+        ``node_files`` single-file custom nodes to load beside the pack.
+        """
         self.checkout = checkout
         self._base = tempfile.TemporaryDirectory(prefix="wanexperts-")
         self.base = Path(self._base.name)
         self.output = output or self.base / "output"
         self.log = self.base / "server.log"
         self._options = list(options)
+        self._node_files = list(node_files)
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.version = ""
@@ -138,6 +146,8 @@ class Host:
             (self.base / name).mkdir()
         self.output.mkdir(parents=True, exist_ok=True)
         (self.base / "web" / "index.html").write_text("<html></html>")
+        for file in self._node_files:
+            shutil.copy(file, self.base / "custom_nodes")
         link = self.base / "custom_nodes" / PACK
         try:
             link.symlink_to(ROOT, target_is_directory=True)
@@ -208,7 +218,10 @@ class Host:
         link = websocket.create_connection(f"ws://{self.url}/ws?clientId={client}", timeout=300)
         try:
             body = {"prompt": graph, "client_id": client, "extra_data": dict(extra or {})}
-            prompt = self.post("/prompt", body)["prompt_id"]
+            answer = self.post("/prompt", body)
+            if answer["node_errors"]:  # some other output of the graph was good
+                raise Refused(answer)
+            prompt = answer["prompt_id"]
             while True:
                 message = link.recv()
                 if isinstance(message, bytes):

@@ -145,18 +145,24 @@ class HostModel(comfy.model_base.WAN21):
         return super().concat_cond(**conds)
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
-        """Bytes of activations for latents ``(B, C, T, h, w)``, see :func:`activation_bytes`."""
+        """Bytes of activations for latents ``(B, C, T, h, w)``, see :func:`activation_bytes`.
+
+        An attention backend that builds tables of pairs needs more: ComfyUI's own figure is for it.
+        """
         batch, _, frames, height, width = input_shape
         tokens = batch * frames * -(-height // 2) * -(-width // 2)
         dtype = self.manual_cast_dtype or self.get_dtype()
-        return activation_bytes(self.diffusion_model.config, tokens, mm.dtype_size(dtype))
+        needed = activation_bytes(self.diffusion_model.config, tokens, mm.dtype_size(dtype))
+        if mm.xformers_enabled() or mm.pytorch_attention_flash_attention():
+            return needed
+        return max(needed, super().memory_required(input_shape, cond_shapes or {}))
 
 
 def activation_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> float:
     """Peak bytes of one forward over ``tokens`` tokens in a compute dtype of ``itemsize`` bytes.
 
-    Counted on :class:`Block`: the float32 residual and two float32 temporaries of the norms are
-    always there; on top come either the attention inputs or the two feed-forward activations.
+    Counted on :class:`Block`: the float32 residual and two float32 temporaries are always there; on
+    top come either the attention inputs or the two feed-forward activations.
     """
     residual = 3 * 4 * config.dim
     attention = 6 * itemsize * config.dim

@@ -36,6 +36,7 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", params=_params())
 def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[demo.Host]:
     """A server with our pack and the random files."""
-    with demo.Host(request.param) as server:
+    probe = Path(__file__).with_name("probe_nodes.py")
+    with demo.Host(request.param, node_files=[probe]) as server:
         shutil.copytree(random_models, server.base / "models", dirs_exist_ok=True)
         yield server

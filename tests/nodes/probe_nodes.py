@@ -1,0 +1,139 @@
+"""Custom nodes of the tests: what other packs do to a MODEL, and what a forward really takes.
+
+Copied alone into a server's ``custom_nodes``; imports nothing of this repository.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import weakref
+
+import comfy.ops
+import comfy.patcher_extension
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+
+class PeakStorage(TorchDispatchMode):
+    """Peak bytes of storages that operations return and that are alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in tree_iter(out):
+            if isinstance(value, torch.Tensor):
+                self._add(value.untyped_storage())
+        return out
+
+    def _add(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.live:
+            return
+        self.live[key] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key):
+        self.now -= self.live.pop(key, 0)
+
+
+def wrapper(executor, x, timestep, context, *args, **kwargs):
+    return executor(x, timestep, context, *args, **kwargs) * 0.5
+
+
+def skip_block(args, extra):
+    assert extra["original_block"](args)["img"].shape == args["img"].shape
+    return {"img": args["img"]}
+
+
+def no_attention(func, *args, **kwargs):
+    return func(*args, **kwargs) * 0
+
+
+class WanProbePatch:
+    """Patch a MODEL the way other packs do."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        kinds = ["wrapper", "block", "attention", "weight"]
+        return {"required": {"model": ("MODEL",), "kind": (kinds,)}}
+
+    def run(self, model, kind):
+        model = model.clone()
+        if kind == "wrapper":
+            where = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+            model.add_wrapper_with_key(where, "probe", wrapper)
+        elif kind == "block":
+            model.set_model_patch_replace(skip_block, "dit", "double_block", 1)
+        elif kind == "attention":
+            options = model.model_options["transformer_options"]
+            options["optimized_attention_override"] = no_attention
+        else:
+            key = "diffusion_model.blocks.0.self_attn.v.weight"
+            delta = torch.ones_like(model.model_state_dict()[key]) * 0.01
+            assert model.add_patches({key: ("diff", (delta,))}, 1.0) == [key]
+        return (model,)
+
+
+def network_growth(model, dtype):
+    """Growth of the estimate over growth of the peak, between two sizes of a wider network."""
+    network = type(model.model.diffusion_model)
+    home = sys.modules[type(model.model).__module__]
+    config = model.model.diffusion_model.config
+    config = dataclasses.replace(config, dim=640, ffn_dim=1728, num_heads=5, num_layers=1)
+    wide = network(config=config, operations=comfy.ops.manual_cast, dtype=dtype)
+    # As on a GPU: attention without a table of all pairs.
+    flash = {"optimized_attention_override": lambda _, *a, **k: attention_pytorch(*a, **k)}
+    seen, told = [], []
+    for grid in ((5, 32, 32), (9, 32, 32)):
+        x = torch.zeros(1, 16, *grid, dtype=dtype)
+        context = torch.zeros(1, 512, config.text_dim, dtype=dtype)
+        with PeakStorage() as peak:
+            wide(x, torch.zeros(1), context, transformer_options=flash)
+        seen.append(peak.peak)
+        tokens = grid[0] * grid[1] * grid[2] // 4
+        told.append(home.activation_bytes(config, tokens, dtype.itemsize))
+    return (told[1] - told[0]) / (seen[1] - seen[0])
+
+
+def vae_growth(vae):
+    """The same for streamed decoding; weights seen by the first pass cancel out."""
+    seen, told = [], []
+    for shape in ([1, 16, 3, 8, 8], [1, 16, 3, 24, 24]):
+        with PeakStorage() as peak:
+            for _ in vae.decode_stream(torch.zeros(shape)):
+                pass
+        seen.append(peak.peak)
+        told.append(vae.memory_used_decode(shape, vae.vae_dtype))
+    return (told[1] - told[0]) / (seen[1] - seen[0])
+
+
+class WanProbeMemory:
+    """Estimates over measured peaks: network in bfloat16 and float32, streamed decoding."""
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "vae": ("VAE",)}}
+
+    def run(self, model, vae):
+        ratios = [network_growth(model, dtype) for dtype in (torch.bfloat16, torch.float32)]
+        ratios.append(vae_growth(vae))
+        return (" ".join(f"{ratio:.3f}" for ratio in ratios),)
+
+
+NODE_CLASS_MAPPINGS = {"WanProbePatch": WanProbePatch, "WanProbeMemory": WanProbeMemory}
