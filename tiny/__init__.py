@@ -1,0 +1,1 @@
+"""The bundled miniature family: its data, its training and the judge that scores its clips."""
