@@ -9,6 +9,7 @@ Without any ComfyUI it runs the same generation through ``python -m wan``.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shutil
@@ -41,6 +42,10 @@ class HostError(RuntimeError):
     """ComfyUI did not start, refused a graph or failed in it."""
 
 
+class NotStarted(HostError):
+    """The server did not come up; the end of its log is in the message."""
+
+
 class Refused(HostError):
     """ComfyUI refused a graph before running it; ``answer`` is its JSON."""
 
@@ -68,7 +73,7 @@ def clone_checkout() -> list[Path]:
     command = ["git", "clone", "--quiet", "--depth", "1", "--branch", CLONE_TAG, url, str(CLONE)]
     environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
     try:
-        subprocess.run(command, check=True, capture_output=True, timeout=120, env=environment)
+        subprocess.run(command, check=True, capture_output=True, timeout=60, env=environment)
     except (OSError, subprocess.SubprocessError):
         shutil.rmtree(CLONE, ignore_errors=True)
         return []
@@ -168,16 +173,16 @@ class Host:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             if self._process.poll() is not None:
-                raise HostError(f"ComfyUI stopped while starting:\n{self.log_tail()}")
+                raise NotStarted(f"ComfyUI stopped while starting:\n{self.log_tail()}")
             try:
                 self.version = self.get("/system_stats")["system"]["comfyui_version"]
             except OSError:
                 time.sleep(0.3)
                 continue
             if "WanExpertsSampler" not in self.get("/object_info"):
-                raise HostError(f"ComfyUI did not load this pack:\n{self.log_tail()}")
+                raise NotStarted(f"ComfyUI did not load this pack:\n{self.log_tail()}")
             return
-        raise HostError(f"ComfyUI did not answer in {START_SECONDS} s:\n{self.log_tail()}")
+        raise NotStarted(f"ComfyUI did not answer in {START_SECONDS} s:\n{self.log_tail()}")
 
     def log_tail(self, characters: int = 4000) -> str:
         """The end of the server's log."""
@@ -225,7 +230,7 @@ class Host:
             while True:
                 message = link.recv()
                 if isinstance(message, bytes):
-                    yield {"type": "preview", "data": {"bytes": len(message)}}
+                    yield {"type": "preview", "data": {"image": message[8:]}}
                     continue
                 event = json.loads(message)
                 if event["data"].get("prompt_id", prompt) != prompt:
@@ -314,7 +319,7 @@ def through_library(output: Path, prompt: str | None) -> tuple[Path, str]:
     text = prompt or graph[node_of(graph, "WanExpertsTextEncode")]["inputs"]["positive"]
     command = [sys.executable, "-m", "wan", "generate", "--prompt", text, "--out", str(path)]
     subprocess.run(command, cwd=ROOT, check=True)
-    return path, "python -m wan (no ComfyUI found)"
+    return path, "python -m wan, without ComfyUI"
 
 
 def write_sheet(video: Path) -> Path:
@@ -322,12 +327,12 @@ def write_sheet(video: Path) -> Path:
     import av
     import torch
 
-    from wan.video import contact_sheet, save_png
-
+    # As a script this folder is on the path; inside ComfyUI or the tests it is a package.
+    library = importlib.import_module(".wan.video" if __package__ else "wan.video", __package__)
     with av.open(str(video)) as container:
         frames = [torch.from_numpy(f.to_ndarray(format="rgb24")) for f in container.decode(video=0)]
     sheet = video.with_suffix(".png")
-    save_png(sheet, contact_sheet(torch.stack(frames), columns=6))
+    library.save_png(sheet, library.contact_sheet(torch.stack(frames), columns=6))
     return sheet
 
 
@@ -337,20 +342,28 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def main() -> None:
+def generate(checkouts: Sequence[Path], output: Path, prompt: str | None) -> tuple[Path, str]:
+    """Generate in the first ComfyUI that starts, else with the library; says what did not start."""
+    if not checkouts:
+        say("no ComfyUI to use (set COMFYUI_PATH to a checkout); running the library alone")
+        return through_library(output, prompt)
+    try:
+        return through_host(checkouts[0], output, prompt)
+    except NotStarted as error:
+        say(f"{error}\n\nthe ComfyUI in {checkouts[0]} does not start, see above")
+    return generate(checkouts[1:], output, prompt)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description="from a prompt to an mp4, on any CPU")
     parser.add_argument("--prompt", help="English or Chinese; default: the one in the workflow")
     parser.add_argument("--output", type=Path, default=ROOT / "output", help="output folder")
     parser.add_argument("--library", action="store_true", help="do not look for a ComfyUI")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     checkouts = [] if given.library else find_checkouts() or clone_checkout()
-    if checkouts:
-        video, way = through_host(checkouts[0], given.output.resolve(), given.prompt)
-    else:
-        video, way = through_library(given.output.resolve(), given.prompt)
-    sheet = write_sheet(video)
-    say(f"made by: {way}\nvideo:   {video}\nsheet:   {sheet}")
+    video, way = generate(checkouts, given.output.resolve(), given.prompt)
+    say(f"made by: {way}\nvideo:   {video}\nsheet:   {write_sheet(video)}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from comfy_api.latest import InputImpl, io, ui
 
 from ..wan.config import T2V_A14B
 from ..wan.shapes import SPATIAL_STRIDE
-from ..wan.video import VideoWriter, check_writable
+from ..wan.video import VideoWriter
 from . import compat
 from .host.files import output_slot
 from .host.metadata import container_metadata
@@ -91,9 +91,8 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
         if filename_prefix is None:
             return True
         try:
-            path, _ = output_slot(filename_prefix, width=16, height=16)
-            check_writable(path)
-        except (ValueError, OSError) as error:
+            output_slot(filename_prefix, width=16, height=16)
+        except ValueError as error:
             return str(error)
         return True
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...wan.video import check_writable
+
 DIFFUSION_MODELS = "diffusion_models"
 TEXT_ENCODERS = "text_encoders"
 VAE = "vae"
@@ -66,22 +68,21 @@ def output_slot(prefix: str, *, width: int, height: int) -> tuple[Path, str]:
         ValueError: the prefix leaves the output folder or it cannot be written to.
     """
     root = folder_paths.get_output_directory()
-    folder = Path(root, os.path.dirname(os.path.normpath(prefix))).resolve()
-    if not folder.is_relative_to(Path(root).resolve()):
+    # Not resolved: a link inside the output folder may well lead to another disk.
+    folder = Path(os.path.abspath(os.path.join(root, os.path.dirname(os.path.normpath(prefix)))))
+    if not folder.is_relative_to(os.path.abspath(root)):
         raise ValueError(
             f"filename_prefix {prefix!r} leaves the output folder; use a name such as video/wan"
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise ValueError(
-            f"cannot write to {folder} (filename_prefix {prefix!r}); "
-            "choose another prefix or make the folder writable"
+        full, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            prefix, root, width, height
         )
-    full, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-        prefix, root, width, height
-    )
-    return Path(full) / f"{name}_{counter:05}_.mp4", subfolder
+        path = Path(full) / f"{name}_{counter:05}_.mp4"
+        check_writable(path)
+    except OSError as error:
+        raise ValueError(
+            f"cannot write filename_prefix {prefix!r} below {root} ({error}); "
+            "choose another prefix or make the folder writable"
+        ) from error
+    return path, subfolder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as mm
@@ -9,7 +10,10 @@ import comfy.sample
 import comfy.utils
 import latent_preview
 import torch
+from PIL import Image
 from torch import Tensor
+
+PREVIEW_FRAMES = 4
 
 
 def empty_latent(shape: tuple[int, ...]) -> dict[str, Any]:
@@ -36,15 +40,41 @@ def fit_latent(model: Any, latent: dict[str, Any]) -> Tensor:
     return samples
 
 
+def progress_callback(model: Any, steps: int) -> Callable[..., None]:
+    """One progress bar for a run, from 0; its preview shows the clip, not only its first frame."""
+    bar = comfy.utils.ProgressBar(steps)
+    # The bar shows 0 of N while the first expert is still being loaded.
+    bar.update_absolute(0)
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        preview = preview_sheet(previewer, x0) if previewer else None
+        bar.update_absolute(step + 1, total, preview)
+
+    return callback
+
+
+def preview_sheet(previewer: Any, x0: Tensor) -> tuple[str, Image.Image, int]:
+    """Four latent frames of the first clip, from first to last, as ComfyUI's preview of one image."""
+    count = x0.shape[2]
+    chosen = sorted({round(i * (count - 1) / (PREVIEW_FRAMES - 1)) for i in range(PREVIEW_FRAMES)})
+    shots = [previewer.decode_latent_to_preview_image("JPEG", x0[:1, :, i : i + 1]) for i in chosen]
+    _, first, largest = shots[0]
+    columns = min(2, len(shots))
+    rows = -(-len(shots) // columns)
+    sheet = Image.new("RGB", (columns * first.width, rows * first.height))
+    for index, (_, image, _) in enumerate(shots):
+        row, column = divmod(index, columns)
+        sheet.paste(image, (column * first.width, row * first.height))
+    return "JPEG", sheet, largest
+
+
 def run_guider(
     guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], samples: Tensor, seed: int
 ) -> dict[str, Any]:
     """Sample with one progress bar and preview for the whole run; returns a LATENT."""
-    steps = sigmas.shape[-1] - 1
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    # The bar shows 0 of N while the first expert is still being loaded.
-    comfy.utils.ProgressBar(steps).update_absolute(0)
-    callback = latent_preview.prepare_callback(guider.model_patcher, steps)
+    callback = progress_callback(guider.model_patcher, sigmas.shape[-1] - 1)
     result = guider.sample(
         noise,
         samples,

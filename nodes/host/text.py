@@ -53,6 +53,7 @@ class HostTextModel(nn.Module):
         self.text_len = config.text_len
         self.dtypes = {dtype or torch.get_default_dtype()}
         self.execution_device: torch.device | None = None
+        self.device: torch.device | None = device  # kept up to date by the patcher
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
         """Only the device matters; layer selection has no meaning for Wan."""
@@ -67,18 +68,15 @@ class HostTextModel(nn.Module):
     ) -> tuple[Tensor, None]:
         """``(1, 512, dim)`` float32, zero rows after the text; there is no pooled output."""
         ids = [int(entry[0]) for entry in tokens[TOKENS][0]]
-        hidden = self.transformer(torch.tensor([ids], device=self._device()), dtype=torch.float32)
+        hidden = self.transformer(
+            torch.tensor([ids], device=self.execution_device or self.device), dtype=torch.float32
+        )
         return pad(hidden, (0, 0, 0, self.text_len - hidden.shape[1])), None
 
     def load_sd(self, weights: dict[str, Tensor]) -> Any:
         """Load official keys; returns the missing and the unexpected ones."""
         assign = getattr(self, "can_assign_sd", False)
         return self.transformer.load_state_dict(weights, strict=False, assign=assign)
-
-    def _device(self) -> torch.device:
-        if self.execution_device is not None:
-            return self.execution_device
-        return next(self.parameters()).device
 
 
 class _Target:

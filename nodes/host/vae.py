@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...wan.config import VAEConfig
-from ...wan.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE, check_size, pixel_frames
+from ...wan.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE, pixel_frames
 from ...wan.vae import WanVAE
 from ...wan.video import to_uint8
 
@@ -120,7 +120,7 @@ class HostVAE(comfy.sd.VAE):
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Frames ``(F, H, W, 3)`` or ``(B, F, H, W, 3)`` in [0, 1] to raw latents.
 
-        The end is cut to 4k+1 frames and the borders to multiples of 16, like ComfyUI's own Wan VAE.
+        The end is cut to 4k+1 frames and the borders to multiples of 8, as ComfyUI's own Wan VAE does.
         """
         pixels = pixel_samples if pixel_samples.ndim == 5 else pixel_samples.unsqueeze(0)
         clips = [self._encode_clip(clip) for clip in pixels]
@@ -132,7 +132,6 @@ class HostVAE(comfy.sd.VAE):
 
     def _encode_clip(self, frames: Tensor) -> Tensor:
         frames = self.vae_encode_crop_pixels(frames)
-        check_size(frames.shape[1], frames.shape[2])
         needed = self._encode_bytes((*frames.shape[1:3],), self.vae_dtype)
         mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
         count = _latent_count(len(frames))

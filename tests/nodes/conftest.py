@@ -37,6 +37,7 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[demo.Host]:
     """A server with our pack and the random files."""
     probe = Path(__file__).with_name("probe_nodes.py")
-    with demo.Host(request.param, node_files=[probe]) as server:
+    options = ("--cpu", "--preview-method", "latent2rgb")
+    with demo.Host(request.param, options=options, node_files=[probe]) as server:
         shutil.copytree(random_models, server.base / "models", dirs_exist_ok=True)
         yield server

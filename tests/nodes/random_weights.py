@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import sentencepiece
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from wanexperts.wan.config import TextConfig, TransformerConfig, VAEConfig
 from wanexperts.wan.text import UMT5Encoder
@@ -27,6 +28,7 @@ HIGH, LOW = "random_high_noise.safetensors", "random_low_noise.safetensors"
 CORE_HIGH, CORE_LOW = "core_high_noise.safetensors", "core_low_noise.safetensors"
 TEXT_FILE, CORE_TEXT_FILE = "random_umt5.safetensors", "wide_umt5.safetensors"
 VAE_FILE = "random_vae.safetensors"
+OFFICIAL_FOLDER = "Wan2.2-T2V-A14B"
 TRUNCATED, FOREIGN, TWIN = "truncated.safetensors", "foreign.safetensors", "twin.safetensors"
 
 
@@ -66,12 +68,27 @@ def _save(state: Mapping[str, Tensor], path: Path, role: str, dtype: torch.dtype
     save_file(stored, path, metadata={"format": "pt", "wan_role": role})
 
 
+def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
+    """The official layout of one expert: two shards and their index."""
+    folder.mkdir(parents=True)
+    keys = sorted(state)
+    weight_map = {}
+    for number, part in enumerate((keys[::2], keys[1::2]), start=1):
+        name = f"diffusion_pytorch_model-{number:05}-of-00002.safetensors"
+        save_file({key: state[key] for key in part}, folder / name)
+        weight_map |= dict.fromkeys(part, name)
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
 def write_all(models: Path) -> None:
     """Two experts, a pair for core loaders, two text encoders, a VAE and three bad files."""
     experts, texts = models / DIFFUSION_MODELS, models / TEXT_ENCODERS
     bf16, fp32 = torch.bfloat16, torch.float32
     for seed, (name, role) in enumerate([(HIGH, "high_noise"), (LOW, "low_noise")]):
         _save(random_state(WanTransformer(EXPERT), seed), experts / name, role, bf16)
+        state = load_file(experts / name)
+        write_shards(experts / OFFICIAL_FOLDER / f"{role}_model", state)
     for seed, (name, role) in enumerate([(CORE_HIGH, "high_noise"), (CORE_LOW, "low_noise")]):
         _save(random_state(WanTransformer(CORE_EXPERT), seed), experts / name, role, fp32)
     spiece = torch.frombuffer(bytearray(sentencepiece_model()), dtype=torch.uint8)

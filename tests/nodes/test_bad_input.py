@@ -54,7 +54,11 @@ BEFORE_THE_RUN = {
     "solver": (SAMPLER, {"sampler_name": "magic"}, "unknown sampler 'magic'"),
     "schedule": (SAMPLER, {"scheduler": "magic"}, "unknown schedule 'magic'"),
     "empty-prompt": (ENCODE, {"positive": " \n "}, "the positive prompt is empty"),
-    "blocked-output": (VIDEO, {"filename_prefix": "blocked/clip"}, "cannot write to"),
+    "blocked-output": (
+        VIDEO,
+        {"filename_prefix": "blocked/clip"},
+        "cannot write filename_prefix 'blocked/clip'",
+    ),
     "outside-output": (VIDEO, {"filename_prefix": "../clip"}, "leaves the output folder"),
     "fps": (VIDEO, {"fps": 0.0}, "smaller than min"),
 }

@@ -192,6 +192,15 @@ def test_official_sigmas_get_official_timesteps(host, random_models):
     assert relative(got, wanted) < 1e-5
 
 
+def test_a_cached_guider_runs_again_as_the_first_time(host):
+    graph = advanced("uni_pc")
+    first = saved_latents(host, host.run(graph))
+    for seed in (SEED + 1, SEED):
+        graph["31"]["inputs"]["noise_seed"] = seed
+        again = saved_latents(host, host.run(graph))
+    assert torch.equal(again, first)
+
+
 @pytest.mark.parametrize("sampler_name", ["uni_pc", "dpmpp_2m", "euler_cfg_pp", "heun"])
 def test_guider_runs_under_core_samplers(host, sampler_name):
     events = list(host.events(advanced(sampler_name)))

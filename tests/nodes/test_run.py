@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import av
 import pytest
 import torch
+from PIL import Image, ImageStat
+from safetensors.torch import load_file, save_file
 from wanexperts.wan.config import T2V_A14B
 from wanexperts.wan.pipeline import Pipeline, Request
 
@@ -169,3 +173,56 @@ def test_interrupt_stops_within_a_step_and_leaves_no_trace(host):
     host.run(fresh)
     fresh[SAMPLER]["inputs"]["noise_seed"] = 11
     assert torch.equal(saved_latents(host, host.run(fresh), "20"), wanted)
+
+
+def test_preview_shows_more_than_the_first_frame(host):
+    graph = base_graph(noise_seed=14)
+    events = host.events(graph)
+    pictures = [e["data"]["image"] for e in events if e["type"] == "preview"]
+    assert len(pictures) == STEPS
+    with Image.open(io.BytesIO(pictures[-1])) as picture:
+        middle = picture.width // 2, picture.height // 2
+        assert abs(picture.width / picture.height - WIDTH / HEIGHT) < 0.02
+        light = [
+            ImageStat.Stat(picture.crop((x, y, x + middle[0], y + middle[1]))).mean
+            for y in (0, middle[1])
+            for x in (0, middle[0])
+        ]
+    # Three latent frames in a grid of four.
+    assert [max(mean) > 20 for mean in light] == [True, True, True, False]
+
+
+def test_interrupted_decode_leaves_no_file(host):
+    graph = video_graph(noise_seed=15, steps=1)
+    graph["5"]["inputs"].update(width=320, height=320, frames=41)
+    graph[VIDEO]["inputs"]["filename_prefix"] = "video/interrupted"
+    asked, ended = False, ""
+    for event in host.events(graph):
+        if event["type"] == "progress" and event["data"]["node"] == VIDEO and not asked:
+            asked = True
+            host.post("/interrupt", {})
+        ended = event["type"]
+    assert ended == "execution_interrupted"
+    left = [path.name for path in (host.output / "video").iterdir()]
+    assert not [name for name in left if "interrupted" in name]
+
+
+def test_official_shard_folders_load(host, random_models):
+    folder = files.OFFICIAL_FOLDER
+    graph = base_graph(noise_seed=16)
+    wanted = saved_latents(host, host.run(graph))
+    for role in ("high", "low"):
+        graph["1"]["inputs"][f"model_{role}_noise"] = f"{folder}/{role}_noise_model/"
+    graph["8"]["inputs"]["filename_prefix"] = "latents/shards"
+    assert torch.equal(saved_latents(host, host.run(graph)), wanted)
+
+
+def test_a_replaced_file_is_loaded_again(host, random_models):
+    models = host.base / "models" / files.DIFFUSION_MODELS
+    shutil.copy(models / files.LOW, models / "replaced_low_noise.safetensors")
+    graph = base_graph(noise_seed=17)
+    graph["1"]["inputs"]["model_low_noise"] = "replaced_low_noise.safetensors"
+    before = saved_latents(host, host.run(graph))
+    state = {k: v * 1.5 for k, v in load_file(models / files.LOW).items()}
+    save_file(state, models / "replaced_low_noise.safetensors", {"wan_role": "low_noise"})
+    assert relative(saved_latents(host, host.run(graph)), before) > 1e-3
