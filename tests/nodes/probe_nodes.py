@@ -11,6 +11,7 @@ import weakref
 
 import comfy.ops
 import comfy.patcher_extension
+import comfy.samplers
 import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,6 +49,10 @@ def wrapper(executor, x, timestep, context, *args, **kwargs):
     return executor(x, timestep, context, *args, **kwargs) * 0.5
 
 
+def predict_wrapper(executor, x, timestep, model_options, seed):
+    return executor(x, timestep, model_options, seed) * 0.9
+
+
 def skip_block(args, extra):
     assert extra["original_block"](args)["img"].shape == args["img"].shape
     return {"img": args["img"]}
@@ -66,7 +71,7 @@ class WanProbePatch:
 
     @classmethod
     def INPUT_TYPES(cls):
-        kinds = ["wrapper", "block", "attention", "weight"]
+        kinds = ["wrapper", "predict", "block", "attention", "weight"]
         return {"required": {"model": ("MODEL",), "kind": (kinds,)}}
 
     def run(self, model, kind):
@@ -74,6 +79,9 @@ class WanProbePatch:
         if kind == "wrapper":
             where = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
             model.add_wrapper_with_key(where, "probe", wrapper)
+        elif kind == "predict":
+            where = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+            model.add_wrapper_with_key(where, "probe", predict_wrapper)
         elif kind == "block":
             model.set_model_patch_replace(skip_block, "dit", "double_block", 1)
         elif kind == "attention":
@@ -119,6 +127,28 @@ def vae_growth(vae):
     return (told[1] - told[0]) / (seen[1] - seen[0])
 
 
+def look_back(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Evaluate at a high, a low and a high noise level; the answer is the last prediction."""
+    for level in (0.95, 0.5, 0.95):
+        out = model(x, level * x.new_ones(x.shape[0]), **extra_args)
+    return out
+
+
+class WanProbeSampler:
+    """A SAMPLER that returns to a noise level it has left."""
+
+    RETURN_TYPES = ("SAMPLER",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        return (comfy.samplers.KSAMPLER(look_back),)
+
+
 class WanProbeMemory:
     """Estimates over measured peaks: network in bfloat16 and float32, streamed decoding."""
 
@@ -136,4 +166,8 @@ class WanProbeMemory:
         return (" ".join(f"{ratio:.3f}" for ratio in ratios),)
 
 
-NODE_CLASS_MAPPINGS = {"WanProbePatch": WanProbePatch, "WanProbeMemory": WanProbeMemory}
+NODE_CLASS_MAPPINGS = {
+    "WanProbePatch": WanProbePatch,
+    "WanProbeSampler": WanProbeSampler,
+    "WanProbeMemory": WanProbeMemory,
+}

@@ -192,6 +192,19 @@ def test_official_sigmas_get_official_timesteps(host, random_models):
     assert relative(got, wanted) < 1e-5
 
 
+def test_the_high_expert_does_not_come_back(host, random_models):
+    """Weights change hands once, whatever levels a sampler looks at."""
+    graph = advanced("euler")
+    graph["32"] = node("WanProbeSampler")
+    got = saved_latents(host, host.run(graph))
+    levels = torch.tensor([1.0, 0.5, 0.0])
+    schedule = Schedule(name="any", sigmas=levels, timesteps=levels[:-1].double() * 1000)
+    start = noise()
+    low = guided(random_models, files.LOW, schedule, contexts(random_models), 2.0)
+    wanted = raw(random_models, start - 0.95 * low(start, 0.95))
+    assert relative(got, wanted) < 1e-5
+
+
 def test_a_cached_guider_runs_again_as_the_first_time(host):
     graph = advanced("uni_pc")
     first = saved_latents(host, host.run(graph))

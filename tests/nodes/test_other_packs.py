@@ -60,13 +60,14 @@ def test_patches_reach_the_network(host, random_models, kind):
     assert relative(got, wanted) < 1e-5
 
 
-def test_patches_stay_with_their_expert(host):
+@pytest.mark.parametrize("kind", ["wrapper", "predict"])
+def test_patches_stay_with_their_expert(host, kind):
     """A patch on the low-noise MODEL changes the run, and differently from one on the other."""
     results = [saved_latents(host, host.run(base_graph()))]
     for name in ("model_high_noise", "model_low_noise"):
         graph = base_graph()
         source = graph[SAMPLER]["inputs"][name]
-        graph["60"] = node("WanProbePatch", model=tuple(source), kind="wrapper")
+        graph["60"] = node("WanProbePatch", model=tuple(source), kind=kind)
         graph[SAMPLER]["inputs"][name] = ["60", 0]
         results.append(saved_latents(host, host.run(graph)))
     plain, high, low = results

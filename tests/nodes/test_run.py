@@ -114,8 +114,10 @@ def test_progress_runs_once_from_0_to_n(host):
          {"solver": "euler", "schedule": "shifted", "switch_step": 1}),
         ({"cfg_high_noise": 1.0, "switch": "boundary", "boundary": 0.95},
          {"guidance_high": 1.0, "boundary": 0.95}),
+        ({"switch": "step", "switch_step": 0}, {"switch_step": 0}),
+        ({"switch": "step", "switch_step": STEPS}, {"switch_step": STEPS}),
     ],
-    ids=["unipc", "dpm++", "euler-step", "boundary"],
+    ids=["unipc", "dpm++", "euler-step", "boundary", "all-low", "all-high"],
 )  # fmt: skip
 def test_latents_equal_the_library(host, random_models, node_inputs, library):
     got = saved_latents(host, host.run(base_graph(**node_inputs)))
