@@ -96,6 +96,7 @@ class HostTransformer(WanTransformer):
 
     def _run_blocks(self, hidden: Tensor, tokens: Tokens, options: dict[str, Any]) -> Tensor:
         replace = options.get("patches_replace", {}).get("dit", {})
+        options |= {"total_blocks": len(self.blocks), "block_type": "double"}
         for index, block in enumerate(self.blocks):
             options["block_index"] = index
             patch = replace.get(("double_block", index))

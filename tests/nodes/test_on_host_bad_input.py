@@ -122,7 +122,7 @@ def test_refused_in_the_run(host, change, sentence):
 
 
 def test_step_outside_the_sigmas_of_another_node(host):
-    from .test_interop import advanced
+    from .test_on_host_interop import advanced
 
     with pytest.raises(demo.HostError, match="switch step=9 is not within the 5 steps"):
         host.run(advanced("euler", switch="step", switch_step=9))

@@ -12,8 +12,8 @@ from wanexperts.wan.solvers import get_solver
 
 from . import random_weights as files
 from .graphs import EMPTY, ENCODE, LOADER, SAMPLER, SEED, VAE, base_graph, node, saved_latents
-from .test_interop import STEPS, contexts, noise, raw, simple_sigmas
-from .test_run import relative
+from .test_on_host_interop import STEPS, contexts, noise, raw, simple_sigmas
+from .test_on_host_run import relative
 
 pytestmark = pytest.mark.comfy
 

@@ -34,7 +34,7 @@ from .graphs import (
     node,
     saved_latents,
 )
-from .test_run import relative
+from .test_on_host_run import relative
 
 pytestmark = pytest.mark.comfy
 STEPS = 5
