@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -33,6 +34,7 @@ PREFIXES = (
 SPIECE_KEY = "spiece_model"
 HEADER_LIMIT = 100 * 1024 * 1024
 HEAD_DIM = 128
+OFFICIAL_FOLDERS = ("high_noise_model", "low_noise_model")
 KINDS = {
     "transformer": "an expert (diffusion model)",
     "vae": "a VAE",
@@ -82,21 +84,27 @@ class Checkpoint:
         """``high_noise``, ``low_noise`` or None: from the header, else from file and folder names."""
         if "wan_role" in self.metadata:
             return self.metadata["wan_role"]
-        for name in (self.path.name, self.path.parent.name):
-            high, low = (
-                re.search(rf"(^|[^a-z]){w}([^a-z]|$)", name.lower()) for w in ("high", "low")
-            )
+        folder = self.path.parent.name
+        names = [self.path.name, folder if folder in OFFICIAL_FOLDERS else ""]
+        for name in names:
+            words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+            high, low = ({w, f"{w}noise"} & set(words) for w in ("high", "low"))
             if bool(high) != bool(low):
                 return "high_noise" if high else "low_noise"
         return None
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one tensor; ValueError names the file when the key is missing."""
+    def shape(self, key: str, axes: int) -> tuple[int, ...]:
+        """Shape of one tensor of ``axes`` axes; ValueError names the file when it has not got it."""
         if key not in self.tensors:
             raise ValueError(
                 f"{self.path} has no tensor {key!r}; it is incomplete, download it again"
             )
-        return self.tensors[key].shape
+        shape = self.tensors[key].shape
+        if len(shape) != axes:
+            raise ValueError(
+                f"{self.path} holds {key!r} with {len(shape)} axes, not {axes}; choose another file"
+            )
+        return shape
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors, mapped from disk: pages are read when they are first used."""
@@ -123,21 +131,30 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         length = int.from_bytes(handle.read(8), "little")
         if size < 8 or length > min(size, HEADER_LIMIT):
             raise ValueError(f"{path} is not a safetensors file; use a .safetensors download")
-        try:
-            header = json.loads(handle.read(length))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} is not a safetensors file; use a .safetensors download"
-            ) from error
-    metadata = header.pop("__metadata__", {})
-    end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        raw = handle.read(length)
+    try:
+        infos, metadata, payload = _parse_header(path, json.loads(raw))
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{path} is not a safetensors file; use a .safetensors download"
+        ) from error
+    end = 8 + length + payload
     if size < end:
         raise ValueError(f"{path} is truncated: {size} of {end} bytes; download it again")
+    return infos, metadata
+
+
+def _parse_header(
+    path: Path, header: dict[str, Any]
+) -> tuple[dict[str, TensorInfo], dict[str, str], int]:
+    """Infos, metadata and bytes of tensor data; any wrong structure raises what Python raises."""
+    metadata = {str(key): str(value) for key, value in header.pop("__metadata__", {}).items()}
     infos = {
-        name: TensorInfo(path, name, entry["dtype"], tuple(entry["shape"]))
+        name: TensorInfo(path, name, str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
         for name, entry in header.items()
     }
-    return infos, metadata
+    ends = (int(entry["data_offsets"][1]) for entry in header.values())
+    return infos, metadata, max(ends, default=0)
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
@@ -151,10 +168,16 @@ def _read_folder(folder: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
                 "choose one expert's folder (high_noise_model or low_noise_model) or a file"
             )
         return read_header(files[0])
-    weight_map = json.loads(indexes[0].read_text())["weight_map"]
+    try:
+        weight_map = json.loads(indexes[0].read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(
+            f"{indexes[0]} is not an index of shards; download the folder again"
+        ) from error
     infos: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
-    for name in sorted(set(weight_map.values())):
+    for name in names:
         shard, shard_metadata = read_header(folder / name)
         infos.update(shard)
         metadata.update(shard_metadata)
@@ -219,9 +242,9 @@ def detect_transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
     for key, variant in OTHER_VARIANTS.items():
         if key in checkpoint.tensors:
             raise ValueError(f"{path} is {variant}; choose a Wan2.2 text-to-video expert")
-    dim = checkpoint.shape("head.modulation")[-1]
-    in_dim = checkpoint.shape("patch_embedding.weight")[1]
-    out_dim = checkpoint.shape("head.head.weight")[0] // 4
+    dim = checkpoint.shape("head.modulation", 3)[-1]
+    in_dim = checkpoint.shape("patch_embedding.weight", 5)[1]
+    out_dim = checkpoint.shape("head.head.weight", 2)[0] // 4
     if (in_dim, out_dim) != (16, 16):
         raise ValueError(
             f"{path} maps {in_dim} to {out_dim} channels, text-to-video experts map 16 to 16; "
@@ -233,35 +256,35 @@ def detect_transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
         )
     return TransformerConfig(
         dim=dim,
-        ffn_dim=checkpoint.shape("blocks.0.ffn.0.weight")[0],
+        ffn_dim=checkpoint.shape("blocks.0.ffn.0.weight", 2)[0],
         num_heads=dim // HEAD_DIM,
         num_layers=_count(checkpoint, r"blocks\.(\d+)\."),
-        text_dim=checkpoint.shape("text_embedding.0.weight")[1],
-        freq_dim=checkpoint.shape("time_embedding.0.weight")[1],
+        text_dim=checkpoint.shape("text_embedding.0.weight", 2)[1],
+        freq_dim=checkpoint.shape("time_embedding.0.weight", 2)[1],
     )
 
 
 def detect_vae_config(checkpoint: Checkpoint) -> VAEConfig:
     """Sizes of a Wan2.1-architecture VAE; ValueError for the 48-channel Wan2.2 VAE."""
-    z_dim = checkpoint.shape("conv2.weight")[0]
+    z_dim = checkpoint.shape("conv2.weight", 5)[0]
     if z_dim != VAEConfig().z_dim:
         raise ValueError(
             f"{checkpoint.path} is a VAE of {z_dim} latent channels; T2V-A14B needs the Wan2.1 VAE "
             f"({VAEConfig().z_dim} channels), for example wan_2.1_vae.safetensors"
         )
-    return VAEConfig(dim=checkpoint.shape("encoder.conv1.weight")[0])
+    return VAEConfig(dim=checkpoint.shape("encoder.conv1.weight", 5)[0])
 
 
 def detect_text_config(checkpoint: Checkpoint) -> TextConfig:
     """Sizes of an umT5 encoder."""
-    vocab_size, dim = checkpoint.shape("token_embedding.weight")
-    num_buckets, num_heads = checkpoint.shape("blocks.0.pos_embedding.embedding.weight")
+    vocab_size, dim = checkpoint.shape("token_embedding.weight", 2)
+    num_buckets, num_heads = checkpoint.shape("blocks.0.pos_embedding.embedding.weight", 2)
     return TextConfig(
         vocab_size=vocab_size,
         dim=dim,
-        attn_dim=checkpoint.shape("blocks.0.attn.q.weight")[0],
+        attn_dim=checkpoint.shape("blocks.0.attn.q.weight", 2)[0],
         num_heads=num_heads,
-        ffn_dim=checkpoint.shape("blocks.0.ffn.fc1.weight")[0],
+        ffn_dim=checkpoint.shape("blocks.0.ffn.fc1.weight", 2)[0],
         num_layers=_count(checkpoint, r"blocks\.(\d+)\."),
         num_buckets=num_buckets,
     )

@@ -24,7 +24,7 @@ from .schedule import SCHEDULES
 from .solvers import SOLVERS
 from .video import VideoWriter, check_writable, contact_sheet, save_png, whole_file
 
-BAD_INPUT = 2
+FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
 SHEET_FRAMES = 18
 SHEET_COLUMNS = 6
@@ -117,7 +117,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Run the command line; returns 0, 1 if the run failed, 2 for bad input, 130 when interrupted."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     bar = Bar(sys.stderr)
     try:
@@ -126,7 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         bar.close()
         print("interrupted; no unfinished file was left", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, OSError, ArithmeticError, torch.OutOfMemoryError) as error:
+    except (ArithmeticError, torch.OutOfMemoryError) as error:
+        bar.close()
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    except (ValueError, OSError) as error:
         bar.close()
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -176,13 +180,19 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
         missing = " and ".join(f"--{part}" for part in PARTS if part not in named)
         raise ValueError(f"without {missing}: name all four files, or their folder by --models")
     parts = named if len(named) == len(PARTS) else find_parts(given.models or BUNDLED, named)
-    try:
-        device = torch.device(given.device) if given.device else None
-    except RuntimeError as error:
-        raise ValueError(f"device={given.device!r} is unknown to torch; use cpu or cuda") from error
+    device = _device(given.device) if given.device else None
     return Pipeline.load(
         high=parts["high"], low=parts["low"], vae=parts["vae"], text=parts["text"], device=device
     )
+
+
+def _device(name: str) -> torch.device:
+    """A device that can hold numbers; raises ValueError for any other, before weights are read."""
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
+        raise ValueError(f"device={name!r} cannot be used here; use cpu or cuda") from error
+    return torch.device(name)
 
 
 def read_request(given: argparse.Namespace, defaults: SamplingConfig) -> Request:

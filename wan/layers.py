@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .ops import widest_float
+
 MAX_PERIOD = 10000.0
 
 
@@ -32,10 +34,11 @@ def timestep_features(timestep: Tensor, freq_dim: int) -> Tensor:
     Returns:
         ``(B, freq_dim)`` float32; the angles are taken in float64 as the official code does.
     """
+    wide = widest_float(timestep.device)
     half = freq_dim // 2
-    exponent = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    exponent = torch.arange(half, dtype=wide, device=timestep.device) / half
     frequencies = torch.exp(-math.log(MAX_PERIOD) * exponent)
-    angles = timestep.to(torch.float64)[:, None] * frequencies[None, :]
+    angles = timestep.to(wide)[:, None] * frequencies[None, :]
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 

@@ -31,6 +31,11 @@ def cast_like(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) ->
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
+def widest_float(device: torch.device | None) -> torch.dtype:
+    """float64, or float32 on the one backend (Apple's) that has nothing wider."""
+    return torch.float32 if device is not None and device.type == "mps" else torch.float64
+
+
 def _follow(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
 

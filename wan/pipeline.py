@@ -203,8 +203,14 @@ def family_defaults(expert: Checkpoint) -> SamplingConfig:
     told = header.get("sampling") if isinstance(header, Mapping) else None
     if not isinstance(told, Mapping):
         return sampling
-    known = {field.name for field in fields(SamplingConfig)}
-    return replace(sampling, **{key: value for key, value in told.items() if key in known})
+    known = {field.name: getattr(sampling, field.name) for field in fields(SamplingConfig)}
+    told = {key: value for key, value in told.items() if key in known}
+    for key, value in told.items():
+        if type(value) is not type(known[key]):
+            raise ValueError(f"{expert.path}: its header has {key}={value!r}; download it again")
+    sampling = replace(sampling, **told)
+    check_boundary(sampling.boundary)
+    return sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -313,13 +319,13 @@ class Pipeline:
         x = sample(route(stages), noise, plan.schedule, plan.solver, callback=callback)
         return denormalize(x, detect_vae_config(self.vae))
 
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames of raw latents (1, 16, T, h, w), as they come: (n, H, W, 3) uint8, n = 1, 4, 4, ..."""
         log.info("reading %s", self.vae.path)
         vae = load_vae(self.vae.path, dtype=torch.float32).to(self.device)
-        with torch.no_grad():
-            for video in vae.decode_stream(latents.to(self.device, torch.float32)):
-                yield to_uint8(video[0]).cpu()
+        for video in vae.decode_stream(latents.to(self.device, torch.float32)):
+            yield to_uint8(video[0]).cpu()
 
     def generate(self, request: Request, callback: Callback | None = None) -> Iterator[Tensor]:
         """Frames of a request, streamed as :meth:`decode` gives them; sampling runs at the call."""

@@ -1,8 +1,8 @@
 """Rotary position embedding over (time, height, width), interleaved pairs.
 
 A head's complex pairs are split ``[time | height | width]``; each axis restarts its own frequency
-ladder at theta 10000. Tables are computed in float64 and applied in float32 (official rule: float64
-tables; the application in float32 costs at most 1e-6).
+ladder at theta 10000. Tables are computed in float64 and applied in float32; the official code
+applies them in float64 too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from .ops import widest_float
 from .shapes import TokenGrid
 
 THETA = 10000.0
@@ -28,10 +29,11 @@ def rope_table(grid: TokenGrid, head_dim: int, device: torch.device | None = Non
     Returns:
         ``(2, L, head_dim // 2)`` float32, ``[0]`` cosine, ``[1]`` sine, tokens in grid order.
     """
+    wide = widest_float(device)
     angles = []
     for axis, dim in enumerate(axis_dims(head_dim)):
-        exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=device) / dim
-        position = torch.arange(grid[axis], dtype=torch.float64, device=device)
+        exponent = torch.arange(0, dim, 2, dtype=wide, device=device) / dim
+        position = torch.arange(grid[axis], dtype=wide, device=device)
         shape = [1, 1, 1, dim // 2]
         shape[axis] = grid[axis]
         ladder = torch.outer(position, THETA**-exponent).reshape(shape)

@@ -92,13 +92,14 @@ def check_sigmas(sigmas: Tensor) -> None:
             f"sigmas of shape {tuple(sigmas.shape)} are not N+1 noise levels; "
             "give a list of at least two"
         )
-    inside = bool(((sigmas >= 0) & (sigmas <= 1)).all())
-    if not inside:
-        low, high = sigmas.min().item(), sigmas.max().item()
+    low, high = sigmas.min().item(), sigmas.max().item()
+    if not (low >= 0 and high <= 1):
         raise ValueError(
-            f"sigmas go from {low:g} to {high:g}, outside [0, 1]; "
+            f"sigmas go from {low:.8g} to {high:.8g}, outside [0, 1]; "
             "use a flow-matching schedule (1 is pure noise, 0 is clean)"
         )
+    if bool((sigmas.diff() > 0).any()):
+        raise ValueError("sigmas go up; give them from noise (1) down to clean (0)")
     if not bool((sigmas.diff() < 0).all()):
         raise ValueError(
             f"{sigmas.numel() - 1} sigmas do not descend strictly in float32; "

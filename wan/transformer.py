@@ -194,7 +194,8 @@ class WanTransformer(nn.Module):
         self, x: Tensor, timestep: Tensor, context: Tensor, grid: TokenGrid
     ) -> tuple[Tensor, Tensor, Tokens]:
         """Everything before the blocks: hidden ``(B, L, D)`` float32, time ``(B, D)``, tokens."""
-        hidden = rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d").float()
+        # Contiguous: every later pass over the tokens would otherwise stride across channels.
+        hidden = rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d").float().contiguous()
         time = self.time_embedding(timestep_features(timestep, self.config.freq_dim))
         slots = self.time_projection(time)
         rows = torch.nn.functional.pad(

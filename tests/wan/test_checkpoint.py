@@ -134,6 +134,8 @@ def test_text_encoder_without_tokenizer_is_refused(tmp_path):
         ("wan2.2_t2v_high_noise_14B_fp16.safetensors", {}, "high_noise"),
         ("Wan2_2-T2V-A14B-LOW_bf16.safetensors", {}, "low_noise"),
         ("expert.safetensors", {}, None),
+        ("Wan22_T2V_HighNoise.safetensors", {}, "high_noise"),
+        ("wan22lownoise14B.safetensors", {}, "low_noise"),
         ("highland.safetensors", {}, None),
         ("high_and_low.safetensors", {}, None),
         ("low.safetensors", {"wan_role": "high_noise"}, "high_noise"),
@@ -146,6 +148,9 @@ def test_role_from_header_then_name(tmp_path, name, metadata, role):
 def test_role_from_the_official_folder_name(tmp_path):
     folder = write_sharded(tmp_path / "low_noise_model", expert_state())
     assert open_checkpoint(folder).role == "low_noise"
+    (tmp_path / "low vram").mkdir()
+    path = write_expert(tmp_path / "low vram" / "expert_1.safetensors")
+    assert open_checkpoint(path).role is None
 
 
 class TestRefusals:
@@ -153,12 +158,32 @@ class TestRefusals:
         with pytest.raises(FileNotFoundError, match="does not exist; check the name"):
             open_checkpoint(tmp_path / "nothing.safetensors")
 
-    @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not weights at all", b"\xff" * 64])
+    @pytest.mark.parametrize(
+        "content",
+        [b"", b"PK\x03\x04 not weights at all", b"\xff" * 64]
+        + [
+            len(text).to_bytes(8, "little") + text
+            for text in (b"[]", b'{"a": 1}', b'{"a": {}}', b'"text"', b"{", b"\xff\xfe")
+        ],
+    )
     def test_not_safetensors(self, tmp_path, content):
         path = tmp_path / "fake.safetensors"
         path.write_bytes(content)
         with pytest.raises(ValueError, match="is not a safetensors file"):
             open_checkpoint(path)
+
+    @pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": 1}'])
+    def test_damaged_index(self, tmp_path, index):
+        folder = write_sharded(tmp_path / "high_noise_model", expert_state())
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
+        with pytest.raises(ValueError, match=r"index\.json is not an index of shards"):
+            open_checkpoint(folder)
+
+    def test_tensor_of_another_rank(self, tmp_path):
+        state = {**expert_state(), "patch_embedding.weight": torch.zeros(4)}
+        path = write_expert(tmp_path / "expert.safetensors", state)
+        with pytest.raises(ValueError, match="with 1 axes, not 5"):
+            load_transformer(path)
 
     def test_truncated(self, tmp_path):
         path = write_expert(tmp_path / "expert.safetensors")

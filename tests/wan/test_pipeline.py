@@ -261,6 +261,22 @@ def test_defaults_come_from_the_header_then_the_sizes(parts, tmp_path: Path) -> 
     assert Pipeline.load(**(parts | bare)).defaults == T2V_A14B.sampling
 
 
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"boundary": 875.0}, "boundary=875 is not a noise level"),
+        ({"boundary": "high"}, "its header has boundary='high'"),
+        ({"steps": 2.5}, r"its header has steps=2\.5"),
+    ],
+)
+def test_settings_in_a_header_are_checked(parts, tmp_path: Path, told, sentence) -> None:
+    path = tmp_path / "high_noise.safetensors"
+    header = {"wan_config": json.dumps({"sampling": told})}
+    save_file(random_state(WanTransformer(EXPERT), 1), path, metadata=header)
+    with pytest.raises(ValueError, match=sentence):
+        Pipeline.load(**(parts | {"high": path}))
+
+
 def test_folder_is_understood_by_its_headers(parts, tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
     folder.mkdir()

@@ -137,7 +137,7 @@ def test_refusals(name: str, steps: int, shift: float, message: str) -> None:
         ([14.6, 1.0, 0.0], "from 0 to 14.6, outside \\[0, 1\\]; use a flow-matching schedule"),
         ([math.nan, 0.5, 0.0], "outside \\[0, 1\\]"),
         ([1.0, 0.5, 0.5, 0.0], "do not descend strictly"),
-        ([0.0, 0.5, 1.0], "do not descend strictly"),
+        ([0.0, 0.5, 1.0], "sigmas go up"),
     ],
 )
 def test_foreign_sigmas_are_checked(sigmas: list[float], message: str) -> None:

@@ -39,6 +39,18 @@ def test_shapes_and_dtype(model):
     assert velocity.dtype == torch.float32
 
 
+def test_the_hidden_state_stays_token_major(model):
+    seen = []
+    hooks = [
+        block.register_forward_pre_hook(lambda _, args: seen.append(args[0].is_contiguous()))
+        for block in [*model.blocks, model.head]
+    ]
+    model(torch.randn(1, 16, 2, 4, 6), torch.tensor([500.0]), torch.randn(1, 3, 24))
+    for hook in hooks:
+        hook.remove()
+    assert seen == [True] * 3  # strided tokens cost a hidden float32 copy in every norm
+
+
 def test_padding_rows_are_attended_and_are_zeros(model):
     torch.manual_seed(1)
     x, t, context = torch.randn(1, 16, 1, 4, 4), torch.tensor([700.0]), torch.randn(1, 5, 24)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from wanexperts.wan.config import VAEConfig
 from wanexperts.wan.vae import CausalCache, WanVAE, denormalize, normalize
+from wanexperts.wan.vae.blocks import ChannelNorm
 
 CONFIG = VAEConfig(dim=8)
 
@@ -68,6 +69,12 @@ def test_normalisation_round_trip():
     assert torch.allclose(denormalize(normalize(raw, CONFIG), CONFIG), raw, atol=1e-6)
     mean = torch.tensor(CONFIG.latent_mean).view(1, 16, 1, 1, 1)
     assert torch.equal(normalize(mean, CONFIG), torch.zeros_like(mean))
+
+
+def test_faint_half_precision_features_survive_the_norm():
+    norm = ChannelNorm(16, 3, factory={"dtype": torch.float16})
+    faint = torch.full((1, 16, 1, 1, 1), 1e-5, dtype=torch.float16)
+    assert torch.allclose(norm(faint).float(), torch.ones(1), atol=1e-2)  # 1 / 1e-5 overflows
 
 
 def test_refusals(vae):

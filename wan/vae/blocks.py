@@ -25,11 +25,11 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * spatial_dims, **factory))  # type: ignore[call-overload]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise over axis 1; the norm is taken in float32, the result has ``x``'s dtype."""
+        """Normalise over axis 1 in float32 (in float16 the scale can overflow), return ``x``'s dtype."""
         norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
         scale = (x.shape[1] ** 0.5) / norm.clamp_min(NORM_EPS)
-        out: Tensor = x * scale.to(x.dtype) * cast_like(self.gamma, x)
-        return out
+        out: Tensor = x * scale * cast_like(self.gamma, scale)
+        return out.to(x.dtype)
 
 
 class ResidualBlock(nn.Module):
@@ -73,7 +73,8 @@ class AttentionBlock(nn.Module):
         """Same shape in and out; frames do not see each other, so no cache is used."""
         frames = rearrange(x, "b c t h w -> (b t) c h w")
         qkv = self.to_qkv(self.norm(frames))
-        q, k, v = rearrange(qkv, "f (three c) h w -> three f (h w) 1 c", three=3)
+        # Contiguous, because fused attention kernels want the channels side by side.
+        q, k, v = rearrange(qkv, "f (three c) h w -> three f (h w) 1 c", three=3).contiguous()
         out = rearrange(sdpa(q, k, v), "f (h w) c -> f c h w", h=x.shape[3])
         update: Tensor = rearrange(self.proj(out), "(b t) c h w -> b c t h w", b=x.shape[0])
         return x + update
