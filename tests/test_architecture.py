@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 WAN = ROOT / "wan"
 
 LEVELS = (
-    {"shapes", "config", "ops"},
+    {"shapes", "config", "ops", "__version__"},
     {"rope", "attention", "layers", "schedule", "guidance"},
     {"transformer", "vae", "text", "solvers", "experts", "conditioning"},
-    {"checkpoint", "lora", "caching", "state", "sampling"},
-    {"pipeline", "video"},
+    {"checkpoint", "lora", "caching", "state", "sampling", "video"},
+    {"pipeline"},
     {"cli"},
     {"__main__", "__init__"},
 )
