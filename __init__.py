@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,12 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint() -> ComfyExtension:
     """Return the extension object that ComfyUI registers; nothing heavy is imported before this call."""
-    from .nodes import WanExpertsExtension
-
+    try:
+        from .nodes import WanExpertsExtension
+    except ImportError:
+        # ComfyUI itself shows one line without saying where; it then goes on without this pack.
+        logging.getLogger(__name__).exception(
+            "WanExperts cannot start; install what is missing: pip install -r requirements.txt"
+        )
+        raise
     return WanExpertsExtension()

@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..wan.config import T2V_A14B
-from ..wan.shapes import latent_shape
-from . import compat
+from ..wan.shapes import LatentShape, latent_shape
+from ..wan.text import clean
+from .checks import check_limits, problem, widget
+from .host import compat
 from .host.latent import empty_latent
 
 DEFAULTS = T2V_A14B.sampling
@@ -16,8 +18,8 @@ CATEGORY = "WanExperts/conditioning"
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise ValueError for a prompt without a word."""
-    if not prompt.strip():
+    """Raise ValueError for a prompt of which the official cleaning leaves nothing."""
+    if not clean(prompt):
         raise ValueError("the positive prompt is empty; describe what the clip should show")
 
 
@@ -60,13 +62,13 @@ class WanExpertsTextEncode(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, positive: str | None = None) -> bool | str:
         """An empty prompt is refused before anything is loaded."""
-        return True if positive is None else _message(check_prompt, positive)
+        return problem(check_prompt, positive)
 
     @classmethod
     def execute(cls, clip: Any, positive: str, negative: str) -> io.NodeOutput:
         """Encode with any CLIP."""
         check_prompt(positive)
-        texts = positive, negative if negative.strip() else DEFAULTS.negative_prompt
+        texts = positive, negative if clean(negative) else DEFAULTS.negative_prompt
         encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
         return io.NodeOutput(*encoded)
 
@@ -85,19 +87,19 @@ class WanExpertsEmptyLatent(io.ComfyNode):
             search_aliases=["wan", "empty latent", "resolution", "frames"],
             inputs=[
                 io.Int.Input(
-                    "width", default=DEFAULTS.width, min=16, max=8192, step=16,
+                    "width", default=DEFAULTS.width, **widget("width"),
                     tooltip="Width in pixels, a multiple of 16.",
                 ),
                 io.Int.Input(
-                    "height", default=DEFAULTS.height, min=16, max=8192, step=16,
+                    "height", default=DEFAULTS.height, **widget("height"),
                     tooltip="Height in pixels, a multiple of 16.",
                 ),
                 io.Int.Input(
-                    "frames", default=DEFAULTS.num_frames, min=1, max=4097, step=4,
+                    "frames", default=DEFAULTS.num_frames, **widget("frames"),
                     tooltip="Number of frames, 4k+1. 81 frames at 16 per second are five seconds.",
                 ),
                 io.Int.Input(
-                    "batch_size", default=1, min=1, max=64,
+                    "batch_size", default=1, **widget("batch_size"),
                     tooltip="Clips made at once, each from its own noise.",
                 ),
             ],
@@ -109,24 +111,22 @@ class WanExpertsEmptyLatent(io.ComfyNode):
         cls, width: int | None = None, height: int | None = None, frames: int | None = None
     ) -> bool | str:
         """Say which neighbouring values work."""
-        return _message(_check_clip, frames, height, width)
+        # A linked value is not known yet; the smallest legal one stands in for it.
+        given = (
+            (1 if frames is None else frames),
+            *(16 if v is None else v for v in (height, width)),
+        )
+        return problem(_check_clip, *given)
 
     @classmethod
     def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
         """Zeros of the right shape."""
+        check_limits(batch_size=batch_size)
         shape = _check_clip(frames, height, width)
         return io.NodeOutput(empty_latent((batch_size, *shape)))
 
 
-def _check_clip(frames: int | None, height: int | None, width: int | None) -> tuple[int, ...]:
-    # A linked value is not known at validation; the smallest legal one stands in for it.
-    given = 1 if frames is None else frames, *(16 if v is None else v for v in (height, width))
-    return latent_shape(*given, channels=T2V_A14B.vae.z_dim)
-
-
-def _message(check: Any, *values: Any) -> bool | str:
-    try:
-        check(*values)
-    except ValueError as error:
-        return str(error)
-    return True
+def _check_clip(frames: int, height: int, width: int) -> LatentShape:
+    shape = latent_shape(frames, height, width, channels=T2V_A14B.vae.z_dim)
+    check_limits(width=width, height=height, frames=frames)
+    return shape

@@ -7,18 +7,19 @@ from typing import Any
 from comfy_api.latest import InputImpl, io, ui
 
 from ..wan.config import T2V_A14B
-from ..wan.shapes import SPATIAL_STRIDE
+from ..wan.shapes import pixel_size
 from ..wan.video import VideoWriter
-from . import compat
+from .checks import check_limits, problem, widget
+from .host import compat
 from .host.files import output_slot
 from .host.metadata import container_metadata
-from .host.vae import check_latents, uint8_frames
+from .host.vae import check_vae, decode_images, uint8_frames
 
 CATEGORY = "WanExperts/decode"
 
 
-def _check(vae: Any, latents: Any) -> None:
-    check_latents(latents, getattr(vae, "latent_channels", latents.shape[1]))
+def _check_prefix(prefix: str) -> None:
+    output_slot(prefix, width=16, height=16)
 
 
 class WanExpertsDecode(io.ComfyNode):
@@ -44,10 +45,7 @@ class WanExpertsDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, samples: dict[str, Any]) -> io.NodeOutput:
         """Decode with any VAE; clips of a batch follow each other."""
-        latents = samples["samples"]
-        _check(vae, latents)
-        images = vae.decode(latents)
-        return io.NodeOutput(images.reshape(-1, *images.shape[-3:]))
+        return io.NodeOutput(decode_images(vae, samples["samples"]))
 
 
 class WanExpertsDecodeToVideo(io.ComfyNode):
@@ -69,9 +67,7 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
                 io.Float.Input(
                     "fps",
                     default=float(T2V_A14B.sampling.fps),
-                    min=0.1,
-                    max=1000.0,
-                    step=0.01,
+                    **widget("fps"),
                     tooltip="Frames per second. Wan2.2 14B was trained at 16.",
                 ),
                 io.String.Input(
@@ -88,13 +84,7 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
         """Find out before the run whether the file can be written."""
-        if filename_prefix is None:
-            return True
-        try:
-            output_slot(filename_prefix, width=16, height=16)
-        except ValueError as error:
-            return str(error)
-        return True
+        return problem(_check_prefix, filename_prefix)
 
     @classmethod
     def execute(
@@ -102,13 +92,14 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         """Stream the clip into its file; the file appears under its name only when it is whole."""
         latents = samples["samples"]
-        _check(vae, latents)
+        check_limits(fps=fps)
+        check_vae(vae, latents)
         if latents.shape[0] != 1:
             raise ValueError(
                 f"the latents hold {latents.shape[0]} clips, one file holds one; choose a clip with "
                 "Latent From Batch, or use Decode Wan Latents"
             )
-        height, width = (size * SPATIAL_STRIDE for size in latents.shape[-2:])
+        height, width = pixel_size(*latents.shape[-2:])
         path, subfolder = output_slot(filename_prefix, width=width, height=height)
         metadata = container_metadata(cls.hidden)
         with VideoWriter(path, width=width, height=height, fps=fps, metadata=metadata) as writer:

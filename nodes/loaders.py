@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from comfy_api.latest import io
 
-from ..wan.checkpoint import (
-    SPIECE_KEY,
-    Checkpoint,
-    check_keys,
-    check_pair,
-    detect_text_config,
-    detect_transformer_config,
-    detect_vae_config,
-    find_tokenizer,
-    open_checkpoint,
-)
+from ..wan.checkpoint import Checkpoint, detect_transformer_config
 from ..wan.pipeline import family_defaults
-from ..wan.text import UMT5Encoder
-from ..wan.transformer import WanTransformer
-from ..wan.vae import WanVAE
-from . import compat
-from .host import files
-from .host.model import build_model
-from .host.text import build_clip
-from .host.vae import HostVAE
+from .checks import problem
+from .host import compat, files, parts
 
 CATEGORY = "WanExperts/loaders"
-META = torch.device("meta")
-
-
-def _open(folder: str, name: str, kind: str) -> Checkpoint:
-    return open_checkpoint(files.find(folder, name), kind)
-
-
-def _problem(check: Any, *names: str | None) -> bool | str:
-    """Run a check at validation time; a linked input is not known yet and passes."""
-    if None in names:
-        return True
-    try:
-        check(*names)
-    except (ValueError, OSError) as error:
-        return str(error)
-    return True
-
-
-def _open_pair(high: str, low: str) -> tuple[Checkpoint, Checkpoint]:
-    pair = (
-        _open(files.DIFFUSION_MODELS, high, "transformer"),
-        _open(files.DIFFUSION_MODELS, low, "transformer"),
-    )
-    check_pair(*pair)
-    return pair
-
-
-def _load_expert(checkpoint: Checkpoint) -> Any:
-    config = detect_transformer_config(checkpoint)
-    check_keys(WanTransformer(config, device=META).state_dict(), checkpoint)
-    return build_model(config, checkpoint.state_dict(), family_defaults(checkpoint))
 
 
 def _report(high: Checkpoint, low: Checkpoint) -> str:
@@ -115,20 +65,19 @@ class WanExpertsLoader(io.ComfyNode):
     def validate_inputs(
         cls, model_high_noise: str | None = None, model_low_noise: str | None = None
     ) -> bool | str:
-        """Check names, headers, sizes and roles of the pair."""
-        return _problem(_open_pair, model_high_noise, model_low_noise)
+        """Check names, headers, sizes, roles and completeness of the pair."""
+        return problem(parts.open_experts, model_high_noise, model_low_noise)
 
     @classmethod
-    def fingerprint_inputs(cls, model_high_noise: str, model_low_noise: str) -> str:
+    def fingerprint_inputs(cls, model_high_noise: str | None, model_low_noise: str | None) -> str:
         """Load again when a file was replaced."""
-        names = (model_high_noise, model_low_noise)
-        return "|".join(files.stamp(files.find(files.DIFFUSION_MODELS, name)) for name in names)
+        return files.stamps(files.DIFFUSION_MODELS, model_high_noise, model_low_noise)
 
     @classmethod
     def execute(cls, model_high_noise: str, model_low_noise: str) -> io.NodeOutput:
         """Build both MODELs; their weights stay off the GPU until sampling needs them."""
-        high, low = _open_pair(model_high_noise, model_low_noise)
-        return io.NodeOutput(_load_expert(high), _load_expert(low), _report(high, low))
+        pair = parts.open_experts(model_high_noise, model_low_noise)
+        return io.NodeOutput(*map(parts.load_expert, pair), _report(*pair))
 
 
 class WanExpertsTextEncoderLoader(io.ComfyNode):
@@ -156,24 +105,18 @@ class WanExpertsTextEncoderLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, text_encoder: str | None = None) -> bool | str:
-        """Check the name and the header."""
-        return _problem(lambda name: _open(files.TEXT_ENCODERS, name, "text_encoder"), text_encoder)
+        """Check name, header, completeness and tokenizer."""
+        return problem(parts.open_text_encoder, text_encoder)
 
     @classmethod
-    def fingerprint_inputs(cls, text_encoder: str) -> str:
+    def fingerprint_inputs(cls, text_encoder: str | None) -> str:
         """Load again when the file was replaced."""
-        return files.stamp(files.find(files.TEXT_ENCODERS, text_encoder))
+        return files.stamps(files.TEXT_ENCODERS, text_encoder)
 
     @classmethod
     def execute(cls, text_encoder: str) -> io.NodeOutput:
         """Build the CLIP."""
-        checkpoint = _open(files.TEXT_ENCODERS, text_encoder, "text_encoder")
-        config = detect_text_config(checkpoint)
-        check_keys(UMT5Encoder(config, device=META).state_dict(), checkpoint)
-        tokenizer = find_tokenizer(checkpoint)
-        weights = checkpoint.state_dict()
-        weights.pop(SPIECE_KEY, None)
-        return io.NodeOutput(build_clip(config, tokenizer, weights))
+        return io.NodeOutput(parts.load_clip(parts.open_text_encoder(text_encoder)))
 
 
 class WanExpertsVAELoader(io.ComfyNode):
@@ -201,18 +144,15 @@ class WanExpertsVAELoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, vae: str | None = None) -> bool | str:
-        """Check the name and the header."""
-        return _problem(lambda name: detect_vae_config(_open(files.VAE, name, "vae")), vae)
+        """Check name, header and completeness."""
+        return problem(parts.open_vae, vae)
 
     @classmethod
-    def fingerprint_inputs(cls, vae: str) -> str:
+    def fingerprint_inputs(cls, vae: str | None) -> str:
         """Load again when the file was replaced."""
-        return files.stamp(files.find(files.VAE, vae))
+        return files.stamps(files.VAE, vae)
 
     @classmethod
     def execute(cls, vae: str) -> io.NodeOutput:
         """Build the VAE."""
-        checkpoint = _open(files.VAE, vae, "vae")
-        config = detect_vae_config(checkpoint)
-        check_keys(WanVAE(config, device=META).state_dict(), checkpoint)
-        return io.NodeOutput(HostVAE(config, checkpoint.state_dict()))
+        return io.NodeOutput(parts.load_vae(parts.open_vae(vae)))

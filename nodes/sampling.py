@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io
-from torch import Tensor
 
 from ..wan.config import T2V_A14B
-from ..wan.experts import boundary_at_step, check_boundary, is_high
+from ..wan.experts import boundary_at_step, check_boundary, count_high, is_high
 from ..wan.schedule import SCHEDULES, Schedule, make_schedule
 from ..wan.solvers import SOLVERS
-from . import compat
+from .checks import check_limits, problem, widget
+from .host import compat
 from .host.guider import ExpertsGuider, RunPlan
-from .host.latent import fit_latent, run_guider
-from .host.model import same_model, sampling_of
-from .host.sampling import recognise, solver_sampler
+from .host.latent import fit_latent, is_ignored, run_guider
+from .host.model import check_text_width, same_model, sampling_of
+from .host.sampling import foreign_shift, pure_noise, recognise, solver_sampler
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULTS = T2V_A14B.sampling
 CATEGORY = "WanExperts/sampling"
+OFFICIAL_GRID = (
+    "Give the shift of the sigmas: only a whole official UniPC grid of this shift gets the official "
+    "whole timesteps, any other sigmas get 1000 times the noise level."
+)
+IGNORED_LATENT = (
+    "what is in latent_image is not used: this node starts from pure noise; to work on a clip give it "
+    "a noise mask, or use Wan Experts Guider with sigmas that start lower"
+)
 SWITCHES = ["auto", "boundary", "step"]
-MAX_STEPS = 1000
+# So that "step" starts out as what "auto" does with all other defaults.
+SWITCH_STEP = count_high(
+    make_schedule(DEFAULTS.schedule, steps=DEFAULTS.steps, shift=DEFAULTS.shift).sigmas,
+    DEFAULTS.boundary,
+)
 
 
 def _experts() -> list[Any]:
@@ -38,21 +53,22 @@ def _experts() -> list[Any]:
 def _guidance() -> list[Any]:
     return [
         io.Float.Input(
-            "cfg_high_noise", default=DEFAULTS.guidance_high, min=0.0, max=100.0, step=0.1,
+            "cfg_high_noise", default=DEFAULTS.guidance_high, **widget("cfg_high_noise"),
             tooltip="Guidance of the high-noise expert. 1 skips the negative prompt: half the time, "
             "for distilled models.",
         ),
         io.Float.Input(
-            "cfg_low_noise", default=DEFAULTS.guidance_low, min=0.0, max=100.0, step=0.1,
+            "cfg_low_noise", default=DEFAULTS.guidance_low, **widget("cfg_low_noise"),
             tooltip="Guidance of the low-noise expert.",
         ),
     ]  # fmt: skip
 
 
-def _shift() -> Any:
+def _shift(tooltip: str) -> Any:
     return io.Float.Input(
-        "sigma_shift", default=DEFAULTS.shift, min=0.01, max=100.0, step=0.01,
-        tooltip="How long the run stays at high noise. 12 is official for Wan2.2 14B text to video.",
+        "sigma_shift", default=DEFAULTS.shift, **widget("sigma_shift"),
+        tooltip="How long the run stays at high noise. 12 is official for Wan2.2 14B text to video. "
+        + tooltip,
     )  # fmt: skip
 
 
@@ -60,42 +76,41 @@ def _switch() -> list[Any]:
     return [
         io.Combo.Input(
             "switch", options=SWITCHES, default="auto",
-            tooltip="auto: at the noise level the experts were trained to divide at. boundary: at the "
-            "noise level below. step: after the number of steps below.",
+            tooltip="auto: at the noise level the experts were trained to divide at; for a MODEL of "
+            "another loader 0.9 if it takes an image, else 0.875. boundary: at the noise level below. "
+            "step: after the number of steps below.",
         ),
         io.Float.Input(
-            "boundary", default=DEFAULTS.boundary, min=0.0, max=1.0, step=0.001,
+            "boundary", default=DEFAULTS.boundary, **widget("boundary"),
             tooltip="Only for switch = boundary: the lowest noise level of the high-noise expert.",
         ),
         io.Int.Input(
-            "switch_step", default=DEFAULTS.steps // 2, min=0, max=MAX_STEPS,
-            tooltip="Only for switch = step: how many steps the high-noise expert runs.",
+            "switch_step", default=SWITCH_STEP, **widget("switch_step"),
+            tooltip="Only for switch = step: how many of the steps run on the high-noise expert.",
         ),
     ]  # fmt: skip
 
 
 def boundary_for(
-    switch: str, boundary: float, switch_step: int, sigmas: Tensor | None, own: float
+    switch: str, boundary: float, switch_step: int, sigmas: Tensor, own: float
 ) -> float:
     """The noise level at which the experts change, for a run over ``sigmas`` (N+1,).
 
-    ``own`` is the boundary the experts were trained with. ``sigmas`` is only read for "step".
+    ``own`` is the boundary the experts were trained with.
 
     Raises:
         ValueError: unknown switch, boundary outside [0, 1] or step outside 0..N.
     """
+    _check_switch(switch, boundary)
     if switch == "auto":
         return own
     if switch == "boundary":
-        check_boundary(boundary)
         return boundary
-    if switch == "step" and sigmas is not None:
-        return boundary_at_step(sigmas, switch_step)
-    raise ValueError(f"switch={switch!r} is not one of {', '.join(SWITCHES)}; use auto")
+    return boundary_at_step(sigmas, switch_step)
 
 
 def describe(plan: RunPlan) -> str:
-    """The plan as text: one line of totals, then one line per step."""
+    """The plan as text: a line of totals, a line per step, then what else should be known."""
     schedule = plan.schedule
     high = plan.high_steps
     lines = [
@@ -108,23 +123,36 @@ def describe(plan: RunPlan) -> str:
     ):
         expert = "high noise" if is_high(sigma, plan.boundary) else "low noise"
         lines.append(f"{step + 1:4d}  {sigma:.5f}  {timestep:8.2f}  {expert}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 
-def _check_models(high: Any, low: Any) -> None:
+def plan_run(
+    schedule: Schedule, level: float, shift: float, models: tuple[Any, ...] = ()
+) -> RunPlan:
+    """The plan of a run over ``schedule`` that changes experts at noise ``level``, with its notes."""
+    notes = [foreign_shift(model, shift) for model in models]
+    high = count_high(schedule.sigmas, level)
+    # Part of a run may well need one expert only.
+    first, last = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    whole = last == 0 and first >= pure_noise(shift) - 1e-5
+    if whole and high in (0, schedule.steps):
+        idle, only = ("low", "high") if high else ("high", "low")
+        notes.append(
+            f"the {idle}-noise expert runs no step, all {schedule.steps} run on the {only}-noise one; "
+            "choose switch auto or another switch_step for both"
+        )
+    told = tuple(dict.fromkeys(filter(None, notes)))
+    return RunPlan(schedule=schedule, boundary=level, shift=shift, notes=told)
+
+
+def _check_sources(high: Any, low: Any, positive: Any, negative: Any) -> None:
+    for model in (high, low):
+        check_text_width(model, [*positive, *negative])
     if same_model(high, low):
         raise ValueError(
             "model_high_noise and model_low_noise are the same MODEL; connect both outputs of "
             "Load Wan Experts"
         )
-
-
-def _problem(check: Callable[[], Any]) -> bool | str:
-    try:
-        check()
-    except ValueError as error:
-        return str(error)
-    return True
 
 
 class WanExpertsSampler(io.ComfyNode):
@@ -142,13 +170,14 @@ class WanExpertsSampler(io.ComfyNode):
             search_aliases=["wan", "ksampler", "moe", "two experts", "high low noise"],
             inputs=[
                 *_experts(),
-                io.Latent.Input("latent_image", tooltip="Empty clip that gives size and length."),
+                io.Latent.Input("latent_image", tooltip="Empty clip that gives size and length. A clip with a noise mask "
+                    "is made anew where the mask is."),
                 io.Int.Input(
-                    "noise_seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+                    "noise_seed", default=0, **widget("noise_seed"), control_after_generate=True,
                     tooltip="Seed of the initial noise; drawn on the CPU, the same on every machine.",
                 ),
                 io.Int.Input(
-                    "steps", default=DEFAULTS.steps, min=1, max=MAX_STEPS,
+                    "steps", default=DEFAULTS.steps, **widget("steps"),
                     tooltip="Steps of both experts together. 40 is official, 20 is usual.",
                 ),
                 *_guidance(),
@@ -160,7 +189,7 @@ class WanExpertsSampler(io.ComfyNode):
                     "scheduler", options=list(SCHEDULES), default=DEFAULTS.schedule,
                     tooltip="Noise levels: the official grid of each solver, or the plain shifted one.",
                 ),
-                _shift(),
+                _shift("It replaces the shift of ModelSamplingSD3."),
                 *_switch(),
             ],
             outputs=[
@@ -181,14 +210,8 @@ class WanExpertsSampler(io.ComfyNode):
         switch_step: int | None = None,
     ) -> bool | str:
         """Everything the numbers alone can tell, before anything is loaded."""
-        given = {
-            "steps": steps, "sampler_name": sampler_name, "scheduler": scheduler,
-            "sigma_shift": sigma_shift, "switch": switch, "boundary": boundary,
-            "switch_step": switch_step,
-        }  # fmt: skip
-        if None in given.values():
-            return True
-        return _problem(lambda: _plan(**given))
+        given = (steps, sampler_name, scheduler, sigma_shift, switch, boundary, switch_step)
+        return problem(_plan, *given)
 
     @classmethod
     def execute(
@@ -210,15 +233,16 @@ class WanExpertsSampler(io.ComfyNode):
         switch_step: int,
     ) -> io.NodeOutput:
         """Sample; the latents stay raw (not normalised), as on every LATENT socket."""
-        _check_models(model_high_noise, model_low_noise)
+        models = model_high_noise, model_low_noise
+        _check_sources(*models, positive, negative)
+        check_limits(cfg_high_noise=cfg_high_noise, cfg_low_noise=cfg_low_noise)
         samples = fit_latent(model_high_noise, latent_image)
-        own = sampling_of(model_high_noise).boundary
         plan = _plan(
-            steps, sampler_name, scheduler, sigma_shift, switch, boundary, switch_step, own
+            steps, sampler_name, scheduler, sigma_shift, switch, boundary, switch_step, models
         )
-        guider = ExpertsGuider(
-            model_high_noise, model_low_noise, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise
-        )
+        if is_ignored(latent_image):
+            plan = replace(plan, notes=(*plan.notes, IGNORED_LATENT))
+        guider = ExpertsGuider(*models, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise)
         guider.set_conds(positive, negative)
         guider.set_plan(lambda _: plan)
         sampler = solver_sampler(sampler_name)
@@ -234,13 +258,15 @@ def _plan(
     switch: str,
     boundary: float,
     switch_step: int,
-    own_boundary: float = DEFAULTS.boundary,
+    models: tuple[Any, ...] = (),
 ) -> RunPlan:
+    check_limits(steps=steps, sigma_shift=sigma_shift, switch_step=switch_step)
     if sampler_name not in SOLVERS:
         raise ValueError(f"unknown sampler {sampler_name!r}; use one of {', '.join(SOLVERS)}")
     schedule = make_schedule(scheduler, steps=steps, shift=sigma_shift)
-    level = boundary_for(switch, boundary, switch_step, schedule.sigmas, own_boundary)
-    return RunPlan(schedule=schedule, boundary=level, shift=sigma_shift)
+    own = sampling_of(models[0]).boundary if models else DEFAULTS.boundary
+    level = boundary_for(switch, boundary, switch_step, schedule.sigmas, own)
+    return plan_run(schedule, level, sigma_shift, models)
 
 
 class WanExpertsGuider(io.ComfyNode):
@@ -256,7 +282,7 @@ class WanExpertsGuider(io.ComfyNode):
             description="Both experts behind one GUIDER, for SamplerCustomAdvanced with any sampler "
             "and any sigmas. The noise level of each call decides the expert.",
             search_aliases=["wan", "cfg guider", "dual model", "moe"],
-            inputs=[*_experts(), *_guidance(), _shift(), *_switch()],
+            inputs=[*_experts(), *_guidance(), _shift(OFFICIAL_GRID), *_switch()],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
@@ -265,9 +291,7 @@ class WanExpertsGuider(io.ComfyNode):
         cls, switch: str | None = None, boundary: float | None = None
     ) -> bool | str:
         """The step is checked when the sigmas are known."""
-        if switch is None or boundary is None or switch == "step":
-            return True
-        return _problem(lambda: boundary_for(switch, boundary, 0, None, DEFAULTS.boundary))
+        return problem(_check_switch, switch, boundary)
 
     @classmethod
     def execute(
@@ -284,17 +308,31 @@ class WanExpertsGuider(io.ComfyNode):
         switch_step: int,
     ) -> io.NodeOutput:
         """Build the guider; nothing is loaded before sampling."""
-        _check_models(model_high_noise, model_low_noise)
+        models = model_high_noise, model_low_noise
+        _check_sources(*models, positive, negative)
+        check_limits(
+            cfg_high_noise=cfg_high_noise,
+            cfg_low_noise=cfg_low_noise,
+            sigma_shift=sigma_shift,
+            switch_step=switch_step,
+        )
+        _check_switch(switch, boundary)
         own = sampling_of(model_high_noise).boundary
 
         def plan_for(sigmas: Tensor) -> RunPlan:
-            schedule: Schedule = recognise(sigmas, sigma_shift)
+            schedule = recognise(sigmas, sigma_shift)
             level = boundary_for(switch, boundary, switch_step, schedule.sigmas, own)
-            return RunPlan(schedule=schedule, boundary=level, shift=sigma_shift)
+            return plan_run(schedule, level, sigma_shift, models)
 
-        guider = ExpertsGuider(
-            model_high_noise, model_low_noise, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise
-        )
+        guider = ExpertsGuider(*models, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise)
         guider.set_conds(positive, negative)
         guider.set_plan(plan_for)
         return io.NodeOutput(guider)
+
+
+def _check_switch(switch: str, boundary: float) -> None:
+    if switch not in SWITCHES:
+        raise ValueError(f"switch={switch!r} is not one of {', '.join(SWITCHES)}; use auto")
+    if switch == "boundary":
+        check_boundary(boundary)
+    check_limits(boundary=boundary)

@@ -46,8 +46,18 @@ def latent_frames(num_frames: int) -> int:
 
 
 def pixel_frames(frames: int) -> int:
-    """Pixel frames decoded from ``frames`` latent frames: 1, 5, 9, ..."""
-    return (frames - 1) * TEMPORAL_STRIDE + 1
+    """Pixel frames decoded from ``frames`` latent frames: 1, 5, 9, ...; 0 from none."""
+    return max(0, (frames - 1) * TEMPORAL_STRIDE + 1)
+
+
+def latent_frames_within(num_frames: int) -> int:
+    """Latent frames of the longest 4k+1 clip in ``num_frames`` pixel frames; 0 if there are none."""
+    return max(0, (num_frames - 1) // TEMPORAL_STRIDE + 1)
+
+
+def pixel_size(latent_height: int, latent_width: int) -> tuple[int, int]:
+    """``(height, width)`` in pixels of latents of this many cells."""
+    return latent_height * SPATIAL_STRIDE, latent_width * SPATIAL_STRIDE
 
 
 def check_size(height: int, width: int) -> None:

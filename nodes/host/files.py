@@ -35,20 +35,25 @@ def list_files(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> Path:
-    """Path of a listed file or shard folder.
+    """Path of a file or shard folder that :func:`list_files` lists; no other name is looked up.
 
     Raises:
-        ValueError: ComfyUI does not know it.
+        ValueError: it is not in the list.
     """
-    if name.endswith("/"):
-        for root in folder_paths.get_folder_paths(kind):
+    if name in list_files(kind):
+        for root in folder_paths.get_folder_paths(kind) if name.endswith("/") else ():
             if (Path(root) / name).is_dir():
                 return Path(root) / name
-    elif path := folder_paths.get_full_path(kind, name):
-        return Path(path)
+        if path := folder_paths.get_full_path(kind, name):
+            return Path(path)
     raise ValueError(
         f"{name} is not in the {kind} folders; put it into models/{kind} or choose another file"
     )
+
+
+def stamps(kind: str, *names: str | None) -> str:
+    """:func:`stamp` of each file; a name that comes over a link is not known and counts as none."""
+    return "|".join("" if name is None else stamp(find(kind, name)) for name in names)
 
 
 def stamp(path: Path) -> str:
@@ -65,8 +70,11 @@ def output_slot(prefix: str, *, width: int, height: int) -> tuple[Path, str]:
     """A new ``.mp4`` path below the output folder for ``prefix``, and its subfolder for previews.
 
     Raises:
-        ValueError: the prefix leaves the output folder or it cannot be written to.
+        ValueError: the prefix names no file, leaves the output folder or cannot be written to.
     """
+    # A name that begins with a dot would be hidden in file managers and in the browser.
+    if not prefix.strip() or os.path.basename(os.path.normpath(prefix)).startswith("."):
+        raise ValueError(f"filename_prefix {prefix!r} names no file; use a name such as video/wan")
     root = folder_paths.get_output_directory()
     # Not resolved: a link inside the output folder may well lead to another disk.
     folder = Path(os.path.abspath(os.path.join(root, os.path.dirname(os.path.normpath(prefix)))))

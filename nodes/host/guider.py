@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...wan.experts import count_high, is_high
 from ...wan.schedule import Schedule
-from .. import compat
+from . import compat
 from .sampling import with_schedule
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,8 @@ class RunPlan:
     schedule: Schedule
     boundary: float
     shift: float
+    notes: tuple[str, ...] = ()
+    """What a person should know before waiting for the result."""
 
     @property
     def high_steps(self) -> int:
@@ -67,8 +69,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         self._cfg_high, self._cfg_low = cfg_high, cfg_low
         self._plan_for: Callable[[Tensor], RunPlan] | None = None
         self._plan: RunPlan | None = None
-        self._second: Any = None
-        self._raw: Conds = {}
+        self._second: comfy.samplers.CFGGuider | None = None
         self._context: dict[str, Any] = {}
         self._ready: _Ready | None = None
 
@@ -97,8 +98,10 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             "%d steps high noise, %d low noise (boundary %.4f, %s grid)",
             plan.high_steps, plan.schedule.steps - plan.high_steps, plan.boundary, plan.schedule.name,
         )  # fmt: skip
+        for note in plan.notes:
+            log.warning("%s", note)
         self._plan = plan
-        self._second = clones[1] if first_is_high else None
+        self._second = self._guider_of(clones[1]) if first_is_high else None
         self.model_patcher = clones[0]
         self.model_options = clones[0].model_options
         self.set_cfg(self._cfg_high if first_is_high else self._cfg_low)
@@ -108,15 +111,46 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             self.model_patcher = self._high
             self.model_options = self._high.model_options
             self._plan = self._second = None
-            self._raw, self._context = {}, {}
+            self._context = {}
 
     def outer_sample(self, noise: Tensor, *args: Any, **kw: Any) -> Tensor:
-        """Keep the conditionings as given, for the second expert; clean up after it."""
-        self._raw = {name: [dict(c) for c in conds] for name, conds in self.original_conds.items()}
+        """Run with both experts prepared: their hooks and wrappers are known, nothing is loaded.
+
+        Both experts' wrappers of a whole run are around it, the second's inside. What those change
+        on the way in and out is left out: the first expert's have done it, often the same ones.
+        """
+        result: Tensor | None = None
+
+        def run(*_: Any, **__: Any) -> Tensor:
+            nonlocal result
+            result = super(ExpertsGuider, self).outer_sample(noise, *args, **kw)
+            return result
+
         try:
-            return super().outer_sample(noise, *args, **kw)
+            if self._second is None:
+                return run()
+            _prepare(self._second)
+            own = get_all_wrappers(
+                WrappersMP.OUTER_SAMPLE, self._second.model_options, is_model_options=True
+            )
+            executor = WrapperExecutor.new_class_executor(run, self._second, own)
+            told = executor.execute(noise, *args, **kw)
+            return told if result is None else result
         finally:
             self._release_second()
+
+    def _guider_of(self, patcher: Any) -> comfy.samplers.CFGGuider:
+        """What the wrappers of the second expert find as the guider of their run."""
+        guider = comfy.samplers.CFGGuider(patcher)
+        guider.original_conds = self.original_conds
+        guider.set_cfg(self._cfg_low)
+        around = WrappersMP.SAMPLER_SAMPLE
+        if patcher.get_all_wrappers(around) and not self._high.get_all_wrappers(around):
+            log.warning(
+                "a patch around the sampler on the low-noise MODEL does not run, because one sampler "
+                "runs both experts; put it on the high-noise MODEL"
+            )
+        return guider
 
     def inner_sample(
         self,
@@ -184,16 +218,14 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         )
 
     def _load_second(self) -> _Ready:
-        """What ``CFGGuider.sample`` and ``outer_sample`` do for a model, for the second expert."""
+        """What ``CFGGuider.outer_sample`` and ``inner_sample`` do for a model, for the second expert."""
         log.info("switching to the low-noise expert")
-        patcher, run = self._second, self._context
-        options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
-        conds = {name: [dict(c) for c in entries] for name, entries in self._raw.items()}
-        comfy.samplers.preprocess_conds_hooks(conds)
-        comfy.sampler_helpers.prepare_model_patcher(patcher, conds, options)
-        comfy.samplers.filter_registered_hooks_on_conds(conds, options)
+        assert self._second is not None
+        patcher, run = self._second.model_patcher, self._context
+        # Wrappers around the run may have put their state into these.
+        options = self._second.model_options
         model, conds, helpers = comfy.sampler_helpers.prepare_sampling(
-            patcher, run["noise"].shape, conds, options
+            patcher, run["noise"].shape, self._second.conds, options
         )
         self._ready = _Ready(
             patcher=patcher, model=model, conds=conds, options=options, helpers=helpers
@@ -214,12 +246,24 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
 
     def _release_second(self) -> None:
         ready, self._ready = self._ready, None
+        if self._second is not None:
+            self._second.model_patcher.restore_hook_patches()
         if ready is None:
             return
         ready.patcher.cleanup()
         comfy.sampler_helpers.cleanup_models(ready.conds, ready.helpers)
         comfy.samplers.cast_to_load_options(ready.options, device=ready.patcher.offload_device)
-        ready.patcher.restore_hook_patches()
+
+
+def _prepare(guider: comfy.samplers.CFGGuider) -> None:
+    """What ``CFGGuider.sample`` does for a model before a run."""
+    patcher = guider.model_patcher
+    options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
+    conds = {name: [dict(c) for c in given] for name, given in guider.original_conds.items()}
+    comfy.samplers.preprocess_conds_hooks(conds)
+    comfy.sampler_helpers.prepare_model_patcher(patcher, conds, options)
+    comfy.samplers.filter_registered_hooks_on_conds(conds, options)
+    guider.model_options, guider.conds = options, conds
 
 
 def _with_sampler_hooks(

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...wan.shapes import check_size, pixel_size
+
 PREVIEW_FRAMES = 4
 
 
@@ -34,10 +36,13 @@ def fit_latent(model: Any, latent: dict[str, Any]) -> Tensor:
             f"latents of shape {tuple(samples.shape)} do not fit these experts, which need "
             f"(batch, {wanted}, frames, height / 8, width / 8); use Empty Wan Latent Video"
         )
-    if samples.shape[3] % 2 or samples.shape[4] % 2:
-        height, width = samples.shape[3] * 8, samples.shape[4] * 8
-        raise ValueError(f"{width}x{height} pixels are not multiples of 16; choose sizes that are")
+    check_size(*pixel_size(*samples.shape[3:]))
     return samples
+
+
+def is_ignored(latent: dict[str, Any]) -> bool:
+    """Whether a run from pure noise will not look at what is in this LATENT."""
+    return latent.get("noise_mask") is None and bool(torch.count_nonzero(latent["samples"]))
 
 
 def progress_callback(model: Any, steps: int) -> Callable[..., None]:

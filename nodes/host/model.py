@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_base
@@ -19,9 +20,20 @@ from torch import Tensor
 from ...wan.config import T2V_A14B, SamplingConfig, TransformerConfig
 from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
-from .. import compat
+from . import compat
 
 log = logging.getLogger(__name__)
+
+IGNORED = {
+    "clip_fea": "clip_vision_output",
+    "time_dim_concat": "time_dim_concat",
+    "reference_latent": "reference_latents",
+}
+"""Arguments of ComfyUI's own Wan network that a text-to-video expert has no use for, and the names
+under which conditioning nodes set them."""
+I2V_IN_DIM = 36
+I2V_BOUNDARY = 0.9
+"""Of the official image-to-video configuration; text to video divides at 0.875."""
 
 
 class HostAttention:
@@ -60,6 +72,8 @@ class HostTransformer(WanTransformer):
     ) -> Tensor:
         """ComfyUI's call; returns the velocity ``(B, C, T, h, w)`` float32."""
         transformer_options = options.pop("transformer_options", {})
+        # They have positions below; a second value for one would be a TypeError.
+        options = {name: value for name, value in options.items() if name not in IGNORED}
         executor = WrapperExecutor.new_class_executor(
             self._forward,
             self,
@@ -80,8 +94,6 @@ class HostTransformer(WanTransformer):
         # Positions as in ComfyUI's own Wan model: wrappers of other packs count on them.
         if context is None:
             raise ValueError("the expert got no text; connect a conditioning from a text encoder")
-        if clip_fea is not None or time_dim_concat is not None:
-            log.warning("this text-to-video expert ignores image conditioning")
         options = transformer_options or {}
         context = self._cut(context)
         self._check(x, context)
@@ -145,13 +157,26 @@ class HostModel(comfy.model_base.WAN21):
             return None
         return super().concat_cond(**conds)
 
+    def extra_conds(self, **conds: Any) -> dict[str, Any]:
+        """Text only; what image nodes added is left out, and the log says so once per run."""
+        found = super().extra_conds(**conds)
+        given = [IGNORED[name] for name in IGNORED if found.pop(name, None) is not None]
+        if conds.get("concat_latent_image") is not None:
+            given.append("concat_latent_image")
+        # Image nodes set both conditionings alike.
+        if given and conds.get("prompt_type") != "negative":
+            log.warning(
+                "this text-to-video expert ignores %s of the conditioning", ", ".join(given)
+            )
+        return found
+
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
         """Bytes of activations for latents ``(B, C, T, h, w)``, see :func:`activation_bytes`.
 
         An attention backend that builds tables of pairs needs more: ComfyUI's own figure is for it.
         """
         batch, _, frames, height, width = input_shape
-        tokens = batch * frames * -(-height // 2) * -(-width // 2)
+        tokens = batch * token_grid(frames, height, width).tokens
         dtype = self.manual_cast_dtype or self.get_dtype()
         needed = activation_bytes(self.diffusion_model.config, tokens, mm.dtype_size(dtype))
         if mm.xformers_enabled() or mm.pytorch_attention_flash_attention():
@@ -226,5 +251,25 @@ def same_model(first: Any, second: Any) -> bool:
 
 
 def sampling_of(patcher: Any) -> SamplingConfig:
-    """How a MODEL wants to be sampled; one of another loader counts as the 14B text-to-video pair."""
-    return getattr(patcher.model, "wan_sampling", T2V_A14B.sampling)
+    """How a MODEL wants to be sampled; one of another loader counts as one of the 14B pairs.
+
+    Only shapes tell there: an expert that takes an image is of the image-to-video pair.
+    """
+    if own := getattr(patcher.model, "wan_sampling", None):
+        return own
+    takes_image = getattr(patcher.model, "image_to_video", False) or (
+        getattr(patcher.model.diffusion_model, "in_dim", None) == I2V_IN_DIM
+    )
+    return replace(T2V_A14B.sampling, boundary=I2V_BOUNDARY) if takes_image else T2V_A14B.sampling
+
+
+def check_text_width(patcher: Any, conditioning: list[Any]) -> None:
+    """Raise ValueError if an expert cannot read ``conditioning``, before anything is loaded."""
+    network = patcher.model.diffusion_model
+    wanted = getattr(getattr(network, "config", network), "text_dim", None)
+    for text, *_ in conditioning:
+        if wanted is not None and text.shape[-1] != wanted:
+            raise ValueError(
+                f"text of width {text.shape[-1]} does not fit these experts, which read {wanted}; "
+                "use the text encoder of the same family"
+            )

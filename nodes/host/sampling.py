@@ -10,26 +10,37 @@ import torch
 from torch import Tensor
 
 from ...wan.sampling import Progress, sample
-from ...wan.schedule import TRAIN_TIMESTEPS, Schedule, make_schedule
+from ...wan.schedule import (
+    OFFICIAL_SIGMA_MAX,
+    TRAIN_TIMESTEPS,
+    Schedule,
+    make_schedule,
+    shift_sigma,
+)
 from ...wan.solvers import get_solver
 
 OFFICIAL = "unipc"
 GRID_TOLERANCE = 1e-6
 
 
+def pure_noise(shift: float) -> float:
+    """The level at and above which a run starts from noise alone: the top of the official grid."""
+    return shift_sigma(OFFICIAL_SIGMA_MAX, shift)
+
+
 class WanSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
     """Flow sampling in which the network is told exactly what ``schedule`` says."""
 
     def __init__(self, schedule: Schedule, shift: float) -> None:
-        """``shift`` only places start and end percents of conditionings."""
+        """``shift`` places the level of pure noise and the percents of conditionings."""
         super().__init__()
         self.set_parameters(shift=shift)
         self._schedule = schedule
 
     @property
     def sigma_max(self) -> Tensor:
-        """The schedule's first level: a run that starts there starts from pure noise."""
-        return self._schedule.sigmas[0]
+        """The level of pure noise, whatever part of the way the run under way goes."""
+        return torch.tensor(pure_noise(self.shift))
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """What the network is given at noise levels ``sigma`` (B,)."""
@@ -39,7 +50,7 @@ class WanSampling(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sa
     def noise_scaling(
         self, sigma: Tensor, noise: Tensor, latent_image: Tensor, max_denoise: bool = False
     ) -> Tensor:
-        """The start of a run; from the schedule's top it is the noise itself, as the official code has it."""
+        """The start of a run; at pure noise it is the noise itself, as the official code has it."""
         if max_denoise:
             return noise
         return super().noise_scaling(sigma, noise, latent_image, max_denoise)
@@ -50,6 +61,16 @@ def with_schedule(patcher: Any, schedule: Schedule, shift: float) -> Any:
     clone = patcher.clone()
     clone.add_object_patch("model_sampling", WanSampling(schedule, shift))
     return clone
+
+
+def foreign_shift(patcher: Any, shift: float) -> str:
+    """What to tell of a ``model_sampling`` patch that :func:`with_schedule` replaces; "" for none."""
+    patch = getattr(patcher, "object_patches", {}).get("model_sampling")
+    own = getattr(patch, "shift", None)
+    if patch is None or own == shift:
+        return ""
+    told = "a sampling patch" if own is None else f"a sampling patch of shift {own:g}"
+    return f"{told} on a MODEL is not used; sigma_shift {shift:g} of this node is"
 
 
 def recognise(sigmas: Tensor, shift: float) -> Schedule:

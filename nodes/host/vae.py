@@ -15,7 +15,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ...wan.config import VAEConfig
-from ...wan.shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE, pixel_frames
+from ...wan.shapes import (
+    SPATIAL_STRIDE,
+    TEMPORAL_STRIDE,
+    latent_frames_within,
+    pixel_frames,
+    pixel_size,
+)
 from ...wan.vae import WanVAE
 from ...wan.video import to_uint8
 
@@ -59,9 +65,9 @@ class HostVAE(comfy.sd.VAE):
         self.extra_1d_channel = None
         self.audio_sample_rate = 44100
         self.size = None
-        self.upscale_ratio = (_pixel_count, SPATIAL_STRIDE, SPATIAL_STRIDE)
+        self.upscale_ratio = (pixel_frames, SPATIAL_STRIDE, SPATIAL_STRIDE)
         self.upscale_index_formula = (TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE)
-        self.downscale_ratio = (_latent_count, SPATIAL_STRIDE, SPATIAL_STRIDE)
+        self.downscale_ratio = (latent_frames_within, SPATIAL_STRIDE, SPATIAL_STRIDE)
         self.downscale_index_formula = (TEMPORAL_STRIDE, SPATIAL_STRIDE, SPATIAL_STRIDE)
         self.process_input = _to_signed
         self.process_output = _to_unit
@@ -69,8 +75,7 @@ class HostVAE(comfy.sd.VAE):
         self.memory_used_encode = self._encode_bytes
 
     def _decode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
-        pixels = shape[-2] * shape[-1] * SPATIAL_STRIDE**2
-        return ELEMENTS_PER_PIXEL * self.config.dim * pixels * mm.dtype_size(dtype)
+        return self._encode_bytes(pixel_size(*shape[-2:]), dtype)
 
     def _encode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
         return ELEMENTS_PER_PIXEL * self.config.dim * shape[-2] * shape[-1] * mm.dtype_size(dtype)
@@ -134,8 +139,8 @@ class HostVAE(comfy.sd.VAE):
         frames = self.vae_encode_crop_pixels(frames)
         needed = self._encode_bytes((*frames.shape[1:3],), self.vae_dtype)
         mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
-        count = _latent_count(len(frames))
-        clip = rearrange(frames[: _pixel_count(count)], "f h w c -> 1 c f h w")
+        count = latent_frames_within(len(frames))
+        clip = rearrange(frames[: pixel_frames(count)], "f h w c -> 1 c f h w")
         sizes = [1] + [TEMPORAL_STRIDE] * (count - 1)
         latents = []
         for latent in self.first_stage_model.encode_stream(self._prepare(clip, sizes)):
@@ -157,6 +162,18 @@ def check_latents(latents: Tensor, channels: int) -> None:
         )
 
 
+def decode_images(vae: Any, latents: Tensor) -> Tensor:
+    """Frames ``(B * F, H, W, 3)`` in [0, 1] of any VAE; clips of a batch follow each other."""
+    check_vae(vae, latents)
+    images = vae.decode(latents)
+    return images.reshape(-1, *images.shape[-3:])
+
+
+def check_vae(vae: Any, latents: Tensor) -> None:
+    """:func:`check_latents` for any VAE, as far as it says what it needs."""
+    check_latents(latents, getattr(vae, "latent_channels", latents.shape[1]))
+
+
 def uint8_frames(vae: Any, latents: Tensor) -> Iterator[Tensor]:
     """Decoded frames of one clip ``(1, C, T, h, w)`` from any VAE, streamed where it can.
 
@@ -165,23 +182,13 @@ def uint8_frames(vae: Any, latents: Tensor) -> Iterator[Tensor]:
     """
     bar = comfy.utils.ProgressBar(latents.shape[2])
     if not isinstance(vae, HostVAE):
-        check_latents(latents, getattr(vae, "latent_channels", latents.shape[1]))
-        pixels = vae.decode(latents)
-        pixels = pixels.reshape(-1, *pixels.shape[-3:])
+        pixels = decode_images(vae, latents)
         bar.update_absolute(bar.total)
         yield to_uint8(rearrange(_to_signed(pixels), "f h w c -> c f h w"))
         return
     for chunk in vae.decode_stream(latents):
         yield to_uint8(chunk[0])
         bar.update(1)
-
-
-def _pixel_count(latent_count: int) -> int:
-    return max(0, latent_count * TEMPORAL_STRIDE - (TEMPORAL_STRIDE - 1))
-
-
-def _latent_count(pixel_count: int) -> int:
-    return max(0, (pixel_count + TEMPORAL_STRIDE - 1) // TEMPORAL_STRIDE)
 
 
 def _to_signed(image: Tensor) -> Tensor:

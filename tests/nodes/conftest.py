@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wanexperts import demo
+from wanexperts import comfy_server, demo
 
 from .random_weights import write_all
 
@@ -34,11 +34,11 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=CHECKOUTS, ids=lambda path: path.name)
-def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[demo.Host]:
+def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[comfy_server.Host]:
     """A server with our pack and the random files."""
     probe = HERE / "probe_nodes.py"
     options = ("--cpu", "--preview-method", "latent2rgb")
-    with demo.Host(request.param, options=options, node_files=[probe]) as server:
+    with comfy_server.Host(request.param, options=options, node_files=[probe]) as server:
         shutil.copytree(random_models, server.base / "models", dirs_exist_ok=True)
         yield server
 

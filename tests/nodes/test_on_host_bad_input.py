@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from wanexperts import demo
+from wanexperts import comfy_server
 
 from . import random_weights as files
 from .graphs import (
@@ -75,7 +75,7 @@ def video_only(**sampling):
 )
 def test_refused_before_the_run(host, node_id, inputs, sentence):
     (host.output / "blocked").touch()
-    with pytest.raises(demo.Refused) as caught:
+    with pytest.raises(comfy_server.Refused) as caught:
         host.run(changed(video_only(noise_seed=1000), node_id, **inputs))
     errors = caught.value.answer["node_errors"][node_id]["errors"]
     told = " ".join(f"{e['message']} {e['details']}" for e in errors)
@@ -117,14 +117,14 @@ DURING_THE_RUN = {
 def test_refused_in_the_run(host, change, sentence):
     graph = video_only(noise_seed=1001)
     change(graph)
-    with pytest.raises(demo.HostError, match=sentence):
+    with pytest.raises(comfy_server.HostError, match=sentence):
         host.run(graph)
 
 
 def test_step_outside_the_sigmas_of_another_node(host):
     from .test_on_host_interop import advanced
 
-    with pytest.raises(demo.HostError, match="switch step=9 is not within the 5 steps"):
+    with pytest.raises(comfy_server.HostError, match="switch step=9 is not within the 5 steps"):
         host.run(advanced("euler", switch="step", switch_step=9))
 
 

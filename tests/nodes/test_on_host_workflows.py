@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from wanexperts import demo
+from wanexperts import comfy_server
 
 pytestmark = pytest.mark.comfy
-FOLDER = demo.ROOT / "workflows"
+FOLDER = comfy_server.ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"Note", "MarkdownNote"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -121,7 +121,7 @@ def test_real_model_lists_where_to_get_its_files(host):
 
 def test_the_template_browser_lists_them(host):
     listed = host.get("/workflow_templates")
-    assert sorted(listed[demo.PACK]) == NAMES
+    assert sorted(listed[comfy_server.PACK]) == NAMES
 
 
 def test_the_tiny_family_is_listed_out_of_the_box(host):
@@ -137,5 +137,5 @@ def test_the_tiny_family_is_listed_out_of_the_box(host):
 def test_the_tiny_workflow_runs(host):
     graph = read(FOLDER / "api" / "wan_tiny_t2v.json")
     outputs = host.run(graph)
-    saved = outputs[demo.node_of(graph, "WanExpertsDecodeToVideo")]["images"][0]
+    saved = outputs[comfy_server.node_of(graph, "WanExpertsDecodeToVideo")]["images"][0]
     assert host.path(saved).stat().st_size > 1000

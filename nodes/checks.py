@@ -1,0 +1,63 @@
+"""What all nodes check alike: the limits of their widgets, and problems told as one sentence.
+
+ComfyUI leaves an input that a node validates itself to that node, and knows nothing of values that
+come over a link: the limits are written here once, for the widget and for the check.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Limits(NamedTuple):
+    """Smallest and largest legal value and the widget's step (None: the frontend's own)."""
+
+    low: float
+    high: float
+    step: float | None = None
+
+
+LIMITS = {
+    "width": Limits(16, 8192, 16),
+    "height": Limits(16, 8192, 16),
+    "frames": Limits(1, 4097, 4),
+    "batch_size": Limits(1, 64),
+    "noise_seed": Limits(0, 0xFFFFFFFFFFFFFFFF),
+    "steps": Limits(1, 1000),
+    "cfg_high_noise": Limits(0.0, 100.0, 0.1),
+    "cfg_low_noise": Limits(0.0, 100.0, 0.1),
+    "sigma_shift": Limits(0.01, 100.0, 0.01),
+    "boundary": Limits(0.0, 1.0, 0.001),
+    "switch_step": Limits(0, 1000),
+    "fps": Limits(0.1, 1000.0, 0.01),
+}
+
+
+def widget(name: str) -> dict[str, Any]:
+    """``min``, ``max`` and ``step`` of the widget ``name``."""
+    limits = LIMITS[name]
+    return {"min": limits.low, "max": limits.high, "step": limits.step}
+
+
+def check_limits(**given: float) -> None:
+    """Raise ValueError for the first value outside the limits of its widget."""
+    for name, value in given.items():
+        low, high, _ = LIMITS[name]
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError(f"{name}={value} is not within {low:g} to {high:g}; use one that is")
+
+
+def problem(check: Callable[..., Any], *values: Any) -> bool | str:
+    """The answer of ``validate_inputs``: True, or what ``check(*values)`` has to say.
+
+    A linked input is None at that time: then nothing is checked before the run.
+    """
+    if any(value is None for value in values):
+        return True
+    try:
+        check(*values)
+    except (ValueError, OSError) as error:
+        return str(error)
+    return True
