@@ -29,6 +29,8 @@ CORE_HIGH, CORE_LOW = "core_high_noise.safetensors", "core_low_noise.safetensors
 TEXT_FILE, CORE_TEXT_FILE = "random_umt5.safetensors", "wide_umt5.safetensors"
 VAE_FILE = "random_vae.safetensors"
 OFFICIAL_FOLDER = "Wan2.2-T2V-A14B"
+HOLED, HOLED_VAE = "holed_low_noise.safetensors", "holed_vae.safetensors"
+BARE_TEXT_FILE = "bare_umt5.safetensors"
 TRUNCATED, FOREIGN, TWIN = "truncated.safetensors", "foreign.safetensors", "twin.safetensors"
 
 
@@ -82,7 +84,7 @@ def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def write_all(models: Path) -> None:
-    """Two experts, a pair for core loaders, two text encoders, a VAE and three bad files."""
+    """Two experts, a pair for core loaders, two text encoders, a VAE and the bad files."""
     experts, texts = models / DIFFUSION_MODELS, models / TEXT_ENCODERS
     bf16, fp32 = torch.bfloat16, torch.float32
     for seed, (name, role) in enumerate([(HIGH, "high_noise"), (LOW, "low_noise")]):
@@ -95,7 +97,12 @@ def write_all(models: Path) -> None:
     for name, config in ((TEXT_FILE, TEXT), (CORE_TEXT_FILE, CORE_TEXT)):
         state = random_state(UMT5Encoder(config), 3)
         _save({**state, "spiece_model": spiece}, texts / name, "text_encoder", bf16)
+    _save(random_state(UMT5Encoder(TEXT), 3), texts / BARE_TEXT_FILE, "text_encoder", bf16)
     _save(random_state(WanVAE(SMALL_VAE), 4), models / VAE / VAE_FILE, "vae", bf16)
+    holed = {k: v for k, v in load_file(models / VAE / VAE_FILE).items() if k != "conv1.bias"}
+    _save(holed, models / VAE / HOLED_VAE, "vae", bf16)
+    holed = {k: v for k, v in load_file(experts / LOW).items() if k != "head.head.bias"}
+    _save(holed, experts / HOLED, "low_noise", bf16)
     whole = (experts / HIGH).read_bytes()
     (experts / TRUNCATED).write_bytes(whole[: len(whole) // 2])
     (experts / TWIN).write_bytes(whole)

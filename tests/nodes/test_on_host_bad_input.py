@@ -43,7 +43,25 @@ BEFORE_THE_RUN = {
     "no-frames": (EMPTY, {"frames": 0}, "num_frames=0 is not 4k+1"),
     "width": (EMPTY, {"width": 100}, "width=100 is not a positive multiple of 16; use 96 or 112"),
     "height": (EMPTY, {"height": 8}, "height=8 is not a positive multiple of 16"),
-    "steps": (SAMPLER, {"steps": 0}, "steps=0 is not at least 1"),
+    "file-without-a-tensor": (VAE, {"vae": files.HOLED_VAE}, "1 missing (first: conv1.bias)"),
+    "expert-without-a-tensor": (LOADER, {"model_low_noise": files.HOLED}, "1 missing (first: head"),
+    "no-tokenizer": (TEXT, {"text_encoder": files.BARE_TEXT_FILE}, "holds no tokenizer"),
+    "folder-outside": (VAE, {"vae": "/etc/"}, "/etc/ is not in the vae folders"),
+    "folder-above": (VAE, {"vae": "../vae/"}, "../vae/ is not in the vae folders"),
+    "file-above": (
+        VAE,
+        {"vae": f"../vae/{files.VAE_FILE}"},
+        f"../vae/{files.VAE_FILE} is not in the vae folders",
+    ),
+    "wide": (EMPTY, {"width": 16_000_000}, "width=16000000 is not within 16 to 8192"),
+    "long": (EMPTY, {"frames": 4_000_001}, "frames=4000001 is not within 1 to 4097"),
+    "batch": (EMPTY, {"batch_size": 65}, "bigger than max"),
+    "steps": (SAMPLER, {"steps": 0}, "steps=0 is not within 1 to 1000"),
+    "many-steps": (SAMPLER, {"steps": 2_000_000}, "steps=2000000 is not within 1 to 1000"),
+    "shift": (SAMPLER, {"sigma_shift": 101.0}, "sigma_shift=101.0 is not within 0.01 to 100"),
+    "no-number": (SAMPLER, {"sigma_shift": "nan"}, "sigma_shift=nan is not within"),
+    "idle-boundary": (SAMPLER, {"boundary": 2.0}, "boundary=2.0 is not within 0 to 1"),
+    "cfg": (SAMPLER, {"cfg_low_noise": 101.0}, "bigger than max"),
     "switch-step": (
         SAMPLER,
         {"switch": "step", "switch_step": 7},
@@ -54,6 +72,9 @@ BEFORE_THE_RUN = {
     "solver": (SAMPLER, {"sampler_name": "magic"}, "unknown sampler 'magic'"),
     "schedule": (SAMPLER, {"scheduler": "magic"}, "unknown schedule 'magic'"),
     "empty-prompt": (ENCODE, {"positive": " \n "}, "the positive prompt is empty"),
+    "entity-prompt": (ENCODE, {"positive": "&nbsp;"}, "the positive prompt is empty"),
+    "no-file-name": (VIDEO, {"filename_prefix": ""}, "filename_prefix '' names no file"),
+    "hidden-file": (VIDEO, {"filename_prefix": "video/.x"}, "'video/.x' names no file"),
     "blocked-output": (
         VIDEO,
         {"filename_prefix": "blocked/clip"},
@@ -108,7 +129,7 @@ DURING_THE_RUN = {
     "same-model": (same_model, "are the same MODEL"),
     "text-width": (other_text_width, "text of width 4096 does not fit"),
     "latents": (image_latents, "do not fit this VAE, which has 16 channels"),
-    "odd-size": (odd_size, "72x64 pixels are not multiples of 16"),
+    "odd-size": (odd_size, "width=72 is not a positive multiple of 16"),
     "two-clips": (two_clips, "the latents hold 2 clips"),
 }
 
@@ -126,6 +147,26 @@ def test_step_outside_the_sigmas_of_another_node(host):
 
     with pytest.raises(comfy_server.HostError, match="switch step=9 is not within the 5 steps"):
         host.run(advanced("euler", switch="step", switch_step=9))
+
+
+def test_a_linked_value_has_the_same_limits(host):
+    if "PrimitiveInt" not in host.get("/object_info"):
+        pytest.skip(f"ComfyUI {host.version} has no PrimitiveInt node")
+    graph = base_graph(noise_seed=1003)
+    graph["70"] = node("PrimitiveInt", value=5000)
+    graph[SAMPLER]["inputs"]["steps"] = ["70", 0]
+    with pytest.raises(comfy_server.HostError, match="steps=5000 is not within 1 to 1000"):
+        host.run(graph)
+
+
+def test_no_expert_is_loaded_for_a_text_it_cannot_read(host):
+    host.post("/free", {"unload_models": True})
+    before = len(host.log.read_text())
+    graph = base_graph(noise_seed=1004)
+    other_text_width(graph)
+    with pytest.raises(comfy_server.HostError, match="which read 64"):
+        host.run(graph)
+    assert "Requested to load HostModel" not in host.log.read_text()[before:]
 
 
 def test_a_good_run_follows_a_bad_one(host):
