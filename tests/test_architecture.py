@@ -34,6 +34,8 @@ HOST = {
     "server",
 }
 FILES = sorted(WAN.rglob("*.py"))
+NODES = ROOT / "nodes"
+NODE_FILES = sorted(NODES.rglob("*.py"))
 
 
 def _unit(path: Path) -> str:
@@ -76,6 +78,72 @@ def _violations(path: Path, source: str) -> list[str]:
 
 def test_there_is_something_to_check() -> None:
     assert {"shapes.py", "schedule.py"} <= {path.name for path in FILES}
+    assert {"sampling.py", "host/guider.py"} <= {str(p.relative_to(NODES)) for p in NODE_FILES}
+
+
+# What a node may know of ComfyUI: the interface it offers to nodes. All else goes through nodes/host.
+OFFERED = {"comfy_api"}
+MATHS = {"torch", "numpy", "einops", "PIL", "torchvision"}
+
+
+def _node_violations(path: Path, source: str) -> list[str]:
+    """Broken rules of one file under ``nodes/``: maths or ComfyUI's inside outside ``host/``."""
+    if path.parent != NODES:
+        return []
+    tree = ast.parse(source)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    tree = ast.Module(
+        [node for node in ast.walk(tree)
+         if isinstance(node, ast.Import | ast.ImportFrom) and id(node) not in typing_only],
+        [],
+    )  # fmt: skip
+    heads = {(dots, target.split(".")[0]) for dots, target in _imports(tree)}
+    found = [f"does tensor maths: {head}" for dots, head in heads if not dots and head in MATHS]
+    return found + [
+        f"reaches into the host: {head}"
+        for dots, head in heads
+        if not dots and head in HOST - OFFERED
+    ]
+
+
+@pytest.mark.parametrize("path", NODE_FILES, ids=lambda path: str(path.relative_to(NODES)))
+def test_nodes_leave_maths_and_the_host_to_others(path: Path) -> None:
+    assert not _node_violations(path, path.read_text())
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "words"),
+    [
+        ("sampling.py", "import torch", "does tensor maths: torch"),
+        ("sampling.py", "from torch.nn import functional", "does tensor maths: torch"),
+        ("sampling.py", "def f():\n    from einops import rearrange", "does tensor maths: einops"),
+        ("loaders.py", "import folder_paths", "reaches into the host: folder_paths"),
+        ("loaders.py", "import comfy.model_management as mm", "reaches into the host: comfy"),
+        ("sampling.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    pass\n"
+         "else:\n    import torch", "does tensor maths: torch"),
+    ],
+)  # fmt: skip
+def test_the_node_checker_sees_each_violation(file: str, source: str, words: str) -> None:
+    assert _node_violations(NODES / file, source) == [words]
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("sampling.py", "from comfy_api.latest import io\nfrom .host import compat"),
+        ("sampling.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
+        ("host/vae.py", "import torch\nimport comfy.sd"),
+    ],
+)
+def test_the_node_checker_lets_good_imports_pass(file: str, source: str) -> None:
+    assert not _node_violations(NODES / file, source)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(WAN)))

@@ -6,13 +6,20 @@ Copied alone into a server's ``custom_nodes``; imports nothing of this repositor
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 import weakref
 
 import comfy.ops
 import comfy.patcher_extension
 import comfy.samplers
+import comfy.sd
+import comfy.text_encoders.t5
+import comfy.text_encoders.wan
+import comfy.utils
+import folder_paths
 import torch
+from comfy import sd1_clip
 from comfy.ldm.modules.attention import attention_pytorch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -53,6 +60,17 @@ def predict_wrapper(executor, x, timestep, model_options, seed):
     return executor(x, timestep, model_options, seed) * 0.9
 
 
+def sampler_wrapper(executor, *args, **kwargs):
+    return executor(*args, **kwargs) * 0.5
+
+
+def run_wrapper(executor, noise, *args, **kwargs):
+    guider = executor.class_obj
+    own = guider.model_options["transformer_options"]["probe"] == guider.model_patcher.patches_uuid
+    logging.info("probe: run wrapper, own expert %s", own)
+    return executor(noise * 2, *args, **kwargs) * 0.5
+
+
 def skip_block(args, extra):
     assert extra["original_block"](args)["img"].shape == args["img"].shape
     return {"img": args["img"]}
@@ -71,7 +89,7 @@ class WanProbePatch:
 
     @classmethod
     def INPUT_TYPES(cls):
-        kinds = ["wrapper", "predict", "block", "attention", "weight"]
+        kinds = ["wrapper", "predict", "block", "attention", "weight", "sampler", "run"]
         return {"required": {"model": ("MODEL",), "kind": (kinds,)}}
 
     def run(self, model, kind):
@@ -82,6 +100,13 @@ class WanProbePatch:
         elif kind == "predict":
             where = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
             model.add_wrapper_with_key(where, "probe", predict_wrapper)
+        elif kind == "sampler":
+            where = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
+            model.add_wrapper_with_key(where, "probe", sampler_wrapper)
+        elif kind == "run":
+            where = comfy.patcher_extension.WrappersMP.OUTER_SAMPLE
+            model.model_options["transformer_options"]["probe"] = model.patches_uuid
+            model.add_wrapper_with_key(where, "probe", run_wrapper)
         elif kind == "block":
             model.set_model_patch_replace(skip_block, "dit", "double_block", 1)
         elif kind == "attention":
@@ -166,7 +191,145 @@ class WanProbeMemory:
         return (" ".join(f"{ratio:.3f}" for ratio in ratios),)
 
 
+class WanProbeLatent:
+    """A LATENT filled with one value."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"latent": ("LATENT",), "value": ("FLOAT", {"default": 1.0})}}
+
+    def run(self, latent, value):
+        return ({**latent, "samples": torch.full_like(latent["samples"], value)},)
+
+
+class WanProbeImageConditioning:
+    """Everything that nodes for image conditioning of Wan models may set."""
+
+    RETURN_TYPES = ("CONDITIONING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def run(self, conditioning):
+        vision = type("Vision", (), {"penultimate_hidden_states": torch.zeros(1, 257, 1280)})
+        frame = torch.zeros(1, 16, 1, 6, 8)
+        extra = {
+            "clip_vision_output": vision,
+            "time_dim_concat": frame,
+            "reference_latents": [frame],
+            "concat_latent_image": frame.repeat(1, 1, 3, 1, 1),
+            "concat_mask": torch.zeros(1, 1, 3, 6, 8),
+        }
+        return ([[text, {**options, **extra}] for text, options in conditioning],)
+
+
+SMALL_UMT5 = {
+    "d_ff": 64,
+    "d_kv": 32,
+    "d_model": 64,
+    "dense_act_fn": "gelu_pytorch_tanh",
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-6,
+    "model_type": "umt5",
+    "num_heads": 2,
+    "num_layers": 1,
+    "relative_attention_num_buckets": 32,
+    "vocab_size": 64,
+}
+
+
+class SmallUMT5(sd1_clip.SDClipModel):
+    """ComfyUI's UMT5XXlModel, which only knows one size, in another."""
+
+    def __init__(self, device="cpu", layer="last", layer_idx=None, dtype=None, model_options=None):
+        super().__init__(
+            device=device,
+            layer=layer,
+            layer_idx=layer_idx,
+            textmodel_json_config=dict(SMALL_UMT5),
+            dtype=dtype,
+            special_tokens={"end": 1, "pad": 0},
+            model_class=comfy.text_encoders.t5.T5,
+            enable_attention_masks=True,
+            zero_out_masked=True,
+            model_options=model_options or {},
+        )
+
+
+class SmallWanText(sd1_clip.SD1ClipModel):
+    """ComfyUI's WanT5Model around it."""
+
+    def __init__(self, device="cpu", dtype=None, model_options=None):
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            model_options=model_options or {},
+            name="umt5xxl",
+            clip_model=SmallUMT5,
+        )
+
+
+class WanProbeClip:
+    """A CLIP of ComfyUI's own classes, as CLIPLoader of type wan makes it."""
+
+    RETURN_TYPES = ("CLIP",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = folder_paths.get_filename_list("text_encoders")
+        return {"required": {"weights": (names,), "tokenizer": (names,)}}
+
+    def run(self, weights, tokenizer):
+        state, other = (
+            comfy.utils.load_torch_file(folder_paths.get_full_path("text_encoders", name))
+            for name in (weights, tokenizer)
+        )
+        target = type("Target", (), {})()
+        target.params, target.clip = {}, SmallWanText
+        target.tokenizer = comfy.text_encoders.wan.WanT5Tokenizer
+        data = {"spiece_model": other["spiece_model"]}
+        clip = comfy.sd.CLIP(target, tokenizer_data=data, model_options={"dtype": torch.float32})
+        missing, _ = clip.load_sd(state)
+        assert not [key for key in missing if "embed_tokens" not in key], missing
+        return (clip,)
+
+
+class AnyType(str):
+    """Fits every input."""
+
+    def __ne__(self, other):
+        return False
+
+
+class WanProbeName:
+    """A file name over a link."""
+
+    RETURN_TYPES = (AnyType("*"),)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"name": ("STRING", {"default": ""})}}
+
+    def run(self, name):
+        return (name,)
+
+
 NODE_CLASS_MAPPINGS = {
+    "WanProbeLatent": WanProbeLatent,
+    "WanProbeImageConditioning": WanProbeImageConditioning,
+    "WanProbeClip": WanProbeClip,
+    "WanProbeName": WanProbeName,
     "WanProbePatch": WanProbePatch,
     "WanProbeSampler": WanProbeSampler,
     "WanProbeMemory": WanProbeMemory,

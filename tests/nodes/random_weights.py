@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import sentencepiece
@@ -12,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from wanexperts.wan.config import TextConfig, TransformerConfig, VAEConfig
-from wanexperts.wan.text import UMT5Encoder
+from wanexperts.wan.text import UMT5Encoder, hf_key
 from wanexperts.wan.transformer import WanTransformer
 from wanexperts.wan.vae import WanVAE
 
@@ -23,7 +24,13 @@ SMALL_VAE = VAEConfig(dim=8)
 CORE_EXPERT = TransformerConfig(dim=128, ffn_dim=128, num_heads=1, num_layers=1)
 CORE_TEXT = TextConfig(vocab_size=64, dim=4096, attn_dim=64, num_heads=2, ffn_dim=64, num_layers=1)
 
+IMAGE_EXPERT = replace(CORE_EXPERT, in_dim=36)
+
 DIFFUSION_MODELS, TEXT_ENCODERS, VAE = "diffusion_models", "text_encoders", "vae"
+LORAS, LORA = "loras", "random_lora.safetensors"
+LORA_LAYERS = ("blocks.0.self_attn.v", "blocks.1.ffn.0")
+IMAGE_HIGH, IMAGE_LOW = "image_high_noise.safetensors", "image_low_noise.safetensors"
+HF_TEXT_FILE = "hf_umt5.safetensors"
 HIGH, LOW = "random_high_noise.safetensors", "random_low_noise.safetensors"
 CORE_HIGH, CORE_LOW = "core_high_noise.safetensors", "core_low_noise.safetensors"
 TEXT_FILE, CORE_TEXT_FILE = "random_umt5.safetensors", "wide_umt5.safetensors"
@@ -83,8 +90,21 @@ def write_shards(folder: Path, state: Mapping[str, Tensor]) -> None:
     index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
+def write_lora(path: Path) -> None:
+    """A LoRA of rank 4 on two layers of the random experts, with ComfyUI's keys."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model, state = WanTransformer(EXPERT), {}
+    generator = torch.Generator().manual_seed(9)
+    for name in LORA_LAYERS:
+        rows, columns = model.get_submodule(name).weight.shape
+        for side, shape in (("down", (4, columns)), ("up", (rows, 4))):
+            key = f"diffusion_model.{name}.lora_{side}.weight"
+            state[key] = torch.randn(shape, generator=generator) * 0.1
+    save_file(state, path)
+
+
 def write_all(models: Path) -> None:
-    """Two experts, a pair for core loaders, two text encoders, a VAE and the bad files."""
+    """Two experts, a pair and a LoRA for core loaders, two text encoders, a VAE and the bad files."""
     experts, texts = models / DIFFUSION_MODELS, models / TEXT_ENCODERS
     bf16, fp32 = torch.bfloat16, torch.float32
     for seed, (name, role) in enumerate([(HIGH, "high_noise"), (LOW, "low_noise")]):
@@ -93,6 +113,8 @@ def write_all(models: Path) -> None:
         write_shards(experts / OFFICIAL_FOLDER / f"{role}_model", state)
     for seed, (name, role) in enumerate([(CORE_HIGH, "high_noise"), (CORE_LOW, "low_noise")]):
         _save(random_state(WanTransformer(CORE_EXPERT), seed), experts / name, role, fp32)
+    for seed, (name, role) in enumerate([(IMAGE_HIGH, "high_noise"), (IMAGE_LOW, "low_noise")]):
+        _save(random_state(WanTransformer(IMAGE_EXPERT), seed), experts / name, role, fp32)
     spiece = torch.frombuffer(bytearray(sentencepiece_model()), dtype=torch.uint8)
     for name, config in ((TEXT_FILE, TEXT), (CORE_TEXT_FILE, CORE_TEXT)):
         state = random_state(UMT5Encoder(config), 3)
@@ -103,6 +125,9 @@ def write_all(models: Path) -> None:
     _save(holed, models / VAE / HOLED_VAE, "vae", bf16)
     holed = {k: v for k, v in load_file(experts / LOW).items() if k != "head.head.bias"}
     _save(holed, experts / HOLED, "low_noise", bf16)
+    same = {hf_key(k) or k: v for k, v in random_state(UMT5Encoder(TEXT), 3).items()}
+    _save(same, texts / HF_TEXT_FILE, "text_encoder", bf16)
+    write_lora(models / LORAS / LORA)
     whole = (experts / HIGH).read_bytes()
     (experts / TRUNCATED).write_bytes(whole[: len(whole) // 2])
     (experts / TWIN).write_bytes(whole)

@@ -214,16 +214,30 @@ def test_a_cached_guider_runs_again_as_the_first_time(host):
     assert torch.equal(again, first)
 
 
-@pytest.mark.parametrize("sampler_name", ["uni_pc", "dpmpp_2m", "euler_cfg_pp", "heun"])
+CORE_SAMPLERS = (
+    "euler", "euler_ancestral", "euler_cfg_pp", "heun", "dpm_2", "lms", "dpmpp_2m", "dpmpp_sde",
+    "lcm", "ddim", "deis", "res_multistep", "uni_pc", "uni_pc_bh2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler_name", CORE_SAMPLERS)
 def test_guider_runs_under_core_samplers(host, sampler_name):
-    events = list(host.events(advanced(sampler_name)))
-    values = [
-        e["data"]["value"]
-        for e in events
-        if e["type"] == "progress" and e["data"]["node"] == SAMPLER
-    ]
-    assert events[-1]["type"] == "execution_success"
+    graph = advanced(sampler_name)
+    graph["31"]["inputs"]["noise_seed"] = SEED + 100
+    seen, outputs = [], {}
+    for event in host.events(graph):
+        if event["type"] == "progress" and event["data"]["node"] == SAMPLER:
+            seen.append(event["data"])
+        elif event["type"] == "executed":
+            outputs[event["data"]["node"]] = event["data"]["output"]
+    values = [data["value"] for data in seen]
+    assert event["type"] == "execution_success"
+    assert {data["max"] for data in seen} == {STEPS}
+    assert values[-1] == STEPS
     assert values == sorted(values)
+    latents = saved_latents(host, outputs)
+    assert torch.isfinite(latents).all()
+    assert latents.std() > 0.1
 
 
 def core_pair(loader_nodes):
