@@ -280,7 +280,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("role", choices=(*ROLES, "corpus"))
     parser.add_argument("--minutes", type=float, default=40.0)
-    parser.add_argument("--clips", type=int, default=15, help="clips per training scene")
+    parser.add_argument("--clips", type=int, default=12, help="clips per training scene")
     parser.add_argument("--work", type=Path, default=WORK)
     arguments = parser.parse_args()
     if arguments.role == "corpus":

@@ -162,7 +162,7 @@ def gate(vae: WanVAE, *, noise: float = 0.0) -> tuple[dict[str, float], float, T
     ``noise`` is added to the latents, as a share of each channel's deviation.
     """
     generator = torch.Generator().manual_seed(1)
-    right: dict[str, float] = {}
+    right: dict[str, int] = {}
     pairs, errors = [], []
     for scene in HELD_OUT_SCENES:
         video = render(scene, draw_motion(generator))[None]
@@ -172,11 +172,12 @@ def gate(vae: WanVAE, *, noise: float = 0.0) -> tuple[dict[str, float], float, T
         decoded = vae.decode_whole(latents).clamp(-1, 1)
         pixels = ((decoded[0] + 1) * 127.5).round().permute(1, 2, 3, 0)
         for name, hit in look(pixels).verdict(scene).items():
-            right[name] = right.get(name, 0.0) + hit / len(HELD_OUT_SCENES)
+            right[name] = right.get(name, 0) + hit
         errors.append((decoded - video).square().mean())
         pairs.append(torch.cat([video, decoded]))
     psnr = 10 * torch.log10(4 / torch.stack(errors).mean())
-    return right, psnr.item(), torch.stack(pairs)
+    shares = {name: hits / len(HELD_OUT_SCENES) for name, hits in right.items()}
+    return shares, psnr.item(), torch.stack(pairs)
 
 
 def main() -> int:
