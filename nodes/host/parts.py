@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...wan.checkpoint import (
     SPIECE_KEY,
@@ -38,7 +41,7 @@ def open_experts(high: str, low: str) -> tuple[Checkpoint, Checkpoint]:
     )
     check_pair(*pair)
     for checkpoint in pair:
-        _check_whole(WanTransformer(detect_transformer_config(checkpoint), device=META), checkpoint)
+        check_keys(_shapes(WanTransformer, detect_transformer_config(checkpoint)), checkpoint)
     return pair
 
 
@@ -46,8 +49,8 @@ def open_text_encoder(name: str) -> Checkpoint:
     """A complete text encoder with its tokenizer; raises ValueError or OSError otherwise."""
     checkpoint = _open(files.TEXT_ENCODERS, name, "text_encoder")
     config = detect_text_config(checkpoint)
-    _check_whole(UMT5Encoder(config, device=META), checkpoint)
-    pieces = find_tokenizer(checkpoint).vocab_size
+    check_keys(_shapes(UMT5Encoder, config), checkpoint)
+    pieces = _pieces(checkpoint.path, files.stamp(checkpoint.path))
     if pieces > config.vocab_size:
         raise ValueError(
             f"the tokenizer of {name} knows {pieces} pieces, its encoder {config.vocab_size}; "
@@ -59,7 +62,7 @@ def open_text_encoder(name: str) -> Checkpoint:
 def open_vae(name: str) -> Checkpoint:
     """A complete VAE; raises ValueError or OSError otherwise."""
     checkpoint = _open(files.VAE, name, "vae")
-    _check_whole(WanVAE(detect_vae_config(checkpoint), device=META), checkpoint)
+    check_keys(_shapes(WanVAE, detect_vae_config(checkpoint)), checkpoint)
     return checkpoint
 
 
@@ -85,5 +88,14 @@ def _open(folder: str, name: str, kind: str) -> Checkpoint:
     return open_checkpoint(files.find(folder, name), kind)
 
 
-def _check_whole(built: nn.Module, checkpoint: Checkpoint) -> None:
-    check_keys(built.state_dict(), checkpoint)
+# Both are asked for each prompt that is queued, and take a second at the real sizes.
+@lru_cache(maxsize=8)
+def _shapes(network: Callable[..., nn.Module], config: Any) -> dict[str, Tensor]:
+    """Names and shapes of a network's tensors, without their memory."""
+    return network(config, device=META).state_dict()
+
+
+@lru_cache(maxsize=8)
+def _pieces(path: Path, _stamp: str) -> int:
+    """Pieces that the tokenizer of a file knows; ``_stamp`` makes a replaced file another one."""
+    return find_tokenizer(open_checkpoint(path, "text_encoder")).vocab_size

@@ -196,6 +196,17 @@ def test_a_core_clip_feeds_our_nodes(host):
     assert relative(saved_latents(host, host.run(other)), wanted) > 1e-3
 
 
+def test_a_negative_prompt_that_cleans_to_nothing_is_the_official_one(host):
+    results = []
+    for negative in ("", " &nbsp; ", NEGATIVE):
+        graph = base_graph(noise_seed=409)
+        graph[ENCODE]["inputs"]["negative"] = negative
+        results.append(saved_latents(host, host.run(graph)))
+    empty, entity, other = results
+    assert torch.equal(entity, empty)
+    assert not torch.equal(other, empty)
+
+
 def test_a_linked_file_name_keeps_the_loaded_experts(host):
     graph = base_graph(noise_seed=407)
     graph["name"] = node("WanProbeName", name=files.LOW)

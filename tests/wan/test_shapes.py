@@ -7,8 +7,10 @@ from wanexperts.wan.shapes import (
     LatentShape,
     check_size,
     latent_frames,
+    latent_frames_within,
     latent_shape,
     pixel_frames,
+    pixel_size,
     token_grid,
 )
 
@@ -17,6 +19,18 @@ from wanexperts.wan.shapes import (
 def test_frames_there_and_back(pixels, latents):
     assert latent_frames(pixels) == latents
     assert pixel_frames(latents) == pixels
+
+
+@pytest.mark.parametrize(
+    ("pixels", "latents"), [(0, 0), (1, 1), (4, 1), (5, 2), (8, 2), (9, 3), (80, 20), (81, 21)]
+)
+def test_longest_clip_within(pixels, latents):
+    assert latent_frames_within(pixels) == latents
+    assert pixel_frames(latents) <= pixels < pixel_frames(latents + 1)
+
+
+def test_pixel_size_is_the_inverse_of_latent_shape():
+    assert pixel_size(*latent_shape(1, 720, 1280, channels=16)[2:]) == (720, 1280)
 
 
 @pytest.mark.parametrize(
