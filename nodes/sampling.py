@@ -139,7 +139,7 @@ def plan_run(
         idle, only = ("low", "high") if high else ("high", "low")
         notes.append(
             f"the {idle}-noise expert runs no step, all {schedule.steps} run on the {only}-noise one; "
-            "choose switch auto or another switch_step for both"
+            "for both use another switch or switch_step, or more steps"
         )
     told = tuple(dict.fromkeys(filter(None, notes)))
     return RunPlan(schedule=schedule, boundary=level, shift=shift, notes=told)
@@ -170,8 +170,10 @@ class WanExpertsSampler(io.ComfyNode):
             search_aliases=["wan", "ksampler", "moe", "two experts", "high low noise"],
             inputs=[
                 *_experts(),
-                io.Latent.Input("latent_image", tooltip="Empty clip that gives size and length. A clip with a noise mask "
-                    "is made anew where the mask is."),
+                io.Latent.Input(
+                    "latent_image", tooltip="Empty clip that gives size and length. A clip with a noise "
+                    "mask is made anew where the mask is.",
+                ),
                 io.Int.Input(
                     "noise_seed", default=0, **widget("noise_seed"), control_after_generate=True,
                     tooltip="Seed of the initial noise; drawn on the CPU, the same on every machine.",
