@@ -118,12 +118,15 @@ def _shape(mask: Tensor, centres: Tensor) -> str | None:
 
 
 def main() -> int:
-    """Score one video; exit status 1 when an attribute is wrong."""
+    """Score one video; exit status 1 when an attribute is wrong, 2 when it cannot be judged."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("video", type=Path)
     parser.add_argument("--prompt", required=True, help="what the clip should show")
     arguments = parser.parse_args()
-    wanted, seen = parse(arguments.prompt), look(read_video(arguments.video))
+    try:
+        wanted, seen = parse(arguments.prompt), look(read_video(arguments.video))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     verdict = seen.verdict(wanted)
     for name, right in verdict.items():
         shown = getattr(seen, name) or "nothing recognisable"
