@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from wanexperts import comfy_server
+from wanexperts.tiny.judge import judge, read_video
 
 pytestmark = pytest.mark.comfy
 FOLDER = comfy_server.ROOT / "workflows"
@@ -134,8 +135,18 @@ def test_the_tiny_family_is_listed_out_of_the_box(host):
                 assert node["inputs"][key] in choices
 
 
-def test_the_tiny_workflow_runs(host):
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red circle moves left on a white background",
+        "一个蓝色正方形在粉色背景上向上移动",
+    ],
+    ids=["en", "zh"],
+)
+def test_the_tiny_workflow_shows_what_the_prompt_says(host, prompt):
     graph = read(FOLDER / "api" / "wan_tiny_t2v.json")
+    graph[comfy_server.node_of(graph, "WanExpertsTextEncode")]["inputs"]["positive"] = prompt
     outputs = host.run(graph)
     saved = outputs[comfy_server.node_of(graph, "WanExpertsDecodeToVideo")]["images"][0]
-    assert host.path(saved).stat().st_size > 1000
+    verdict = judge(read_video(host.path(saved)), prompt)
+    assert all(verdict.values()), verdict
