@@ -135,4 +135,7 @@ TINY = FamilyConfig(
     ),
 )
 
+I2V_A14B_SAMPLING = SamplingConfig(shift=5.0, boundary=0.9, guidance_high=3.5, guidance_low=3.5)
+"""How the image-to-video pair is sampled. This project samples such experts, it does not load them."""
+
 FAMILIES = {family.name: family for family in (T2V_A14B, TINY)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import Any
 
 import comfy.model_base
@@ -17,7 +16,12 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from einops import rearrange
 from torch import Tensor
 
-from ...wan.config import T2V_A14B, SamplingConfig, TransformerConfig
+from ...wan.config import (
+    I2V_A14B_SAMPLING,
+    T2V_A14B,
+    SamplingConfig,
+    TransformerConfig,
+)
 from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
 from . import compat
@@ -32,8 +36,6 @@ IGNORED = {
 """Arguments of ComfyUI's own Wan network that a text-to-video expert has no use for, and the names
 under which conditioning nodes set them."""
 I2V_IN_DIM = 36
-I2V_BOUNDARY = 0.9
-"""Of the official image-to-video configuration; text to video divides at 0.875."""
 
 
 class HostAttention:
@@ -260,7 +262,7 @@ def sampling_of(patcher: Any) -> SamplingConfig:
     takes_image = getattr(patcher.model, "image_to_video", False) or (
         getattr(patcher.model.diffusion_model, "in_dim", None) == I2V_IN_DIM
     )
-    return replace(T2V_A14B.sampling, boundary=I2V_BOUNDARY) if takes_image else T2V_A14B.sampling
+    return I2V_A14B_SAMPLING if takes_image else T2V_A14B.sampling
 
 
 def check_text_width(patcher: Any, conditioning: list[Any]) -> None:

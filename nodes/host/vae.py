@@ -127,7 +127,8 @@ class HostVAE(comfy.sd.VAE):
 
         The end is cut to 4k+1 frames and the borders to multiples of 8, as ComfyUI's own Wan VAE does.
         """
-        pixels = pixel_samples if pixel_samples.ndim == 5 else pixel_samples.unsqueeze(0)
+        colours = pixel_samples[..., :3]  # an image may bring its transparency
+        pixels = colours if colours.ndim == 5 else colours.unsqueeze(0)
         clips = [self._encode_clip(clip) for clip in pixels]
         return torch.cat(clips)
 
