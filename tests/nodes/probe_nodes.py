@@ -325,7 +325,23 @@ class WanProbeName:
         return (name,)
 
 
+class WanProbeSigmas:
+    """Noise levels from text (ManualSigmas came after ComfyUI 0.3)."""
+
+    RETURN_TYPES = ("SIGMAS",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"sigmas": ("STRING", {"default": "1, 0"})}}
+
+    def run(self, sigmas):
+        return (torch.tensor([float(level) for level in sigmas.split(",")]),)
+
+
 NODE_CLASS_MAPPINGS = {
+    "WanProbeSigmas": WanProbeSigmas,
     "WanProbeLatent": WanProbeLatent,
     "WanProbeImageConditioning": WanProbeImageConditioning,
     "WanProbeClip": WanProbeClip,

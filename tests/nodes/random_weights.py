@@ -103,6 +103,13 @@ def write_lora(path: Path) -> None:
     save_file(state, path)
 
 
+def write_wide_vae(folder: Path) -> str:
+    """A VAE of the published width, 250 MB, in ``folder``; returns its name."""
+    name = "random_vae_96.safetensors"
+    _save(random_state(WanVAE(VAEConfig()), 4), folder / name, "vae", torch.bfloat16)
+    return name
+
+
 def write_all(models: Path) -> None:
     """Two experts, a pair and a LoRA for core loaders, two text encoders, a VAE and the bad files."""
     experts, texts = models / DIFFUSION_MODELS, models / TEXT_ENCODERS
