@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from comfy_api.latest import io
 
 from ..wan.config import T2V_A14B
-from ..wan.experts import boundary_at_step, check_boundary, count_high, is_high
+from ..wan.experts import boundary_at_step, check_boundary, count_high
 from ..wan.schedule import SCHEDULES, Schedule, make_schedule
 from ..wan.solvers import SOLVERS
 from .checks import check_limits, problem, widget
@@ -34,7 +34,7 @@ IGNORED_LATENT = (
 SWITCHES = ["auto", "boundary", "step"]
 # So that "step" starts out as what "auto" does with all other defaults.
 SWITCH_STEP = count_high(
-    make_schedule(DEFAULTS.schedule, steps=DEFAULTS.steps, shift=DEFAULTS.shift).sigmas,
+    make_schedule(DEFAULTS.schedule, steps=DEFAULTS.steps, shift=DEFAULTS.shift),
     DEFAULTS.boundary,
 )
 
@@ -92,9 +92,9 @@ def _switch() -> list[Any]:
 
 
 def boundary_for(
-    switch: str, boundary: float, switch_step: int, sigmas: Tensor, own: float
+    switch: str, boundary: float, switch_step: int, schedule: Schedule, own: float
 ) -> float:
-    """The noise level at which the experts change, for a run over ``sigmas`` (N+1,).
+    """The noise level at which the experts change, for a run over ``schedule``.
 
     ``own`` is the boundary the experts were trained with.
 
@@ -106,7 +106,7 @@ def boundary_for(
         return own
     if switch == "boundary":
         return boundary
-    return boundary_at_step(sigmas, switch_step)
+    return boundary_at_step(schedule, switch_step)
 
 
 def describe(plan: RunPlan) -> str:
@@ -121,7 +121,7 @@ def describe(plan: RunPlan) -> str:
     for step, (sigma, timestep) in enumerate(
         zip(schedule.sigmas.tolist(), schedule.timesteps.tolist(), strict=False)
     ):
-        expert = "high noise" if is_high(sigma, plan.boundary) else "low noise"
+        expert = "high noise" if plan.is_high(sigma) else "low noise"
         lines.append(f"{step + 1:4d}  {sigma:.5f}  {timestep:8.2f}  {expert}")
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
@@ -131,7 +131,7 @@ def plan_run(
 ) -> RunPlan:
     """The plan of a run over ``schedule`` that changes experts at noise ``level``, with its notes."""
     notes = [foreign_shift(model, shift) for model in models]
-    high = count_high(schedule.sigmas, level)
+    high = count_high(schedule, level)
     # Part of a run may well need one expert only.
     first, last = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
     whole = last == 0 and first >= pure_noise(shift) - 1e-5
@@ -267,7 +267,7 @@ def _plan(
         raise ValueError(f"unknown sampler {sampler_name!r}; use one of {', '.join(SOLVERS)}")
     schedule = make_schedule(scheduler, steps=steps, shift=sigma_shift)
     own = sampling_of(models[0]).boundary if models else DEFAULTS.boundary
-    level = boundary_for(switch, boundary, switch_step, schedule.sigmas, own)
+    level = boundary_for(switch, boundary, switch_step, schedule, own)
     return plan_run(schedule, level, sigma_shift, models)
 
 
@@ -323,7 +323,7 @@ class WanExpertsGuider(io.ComfyNode):
 
         def plan_for(sigmas: Tensor) -> RunPlan:
             schedule = recognise(sigmas, sigma_shift)
-            level = boundary_for(switch, boundary, switch_step, schedule.sigmas, own)
+            level = boundary_for(switch, boundary, switch_step, schedule, own)
             return plan_run(schedule, level, sigma_shift, models)
 
         guider = ExpertsGuider(*models, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise)

@@ -1,8 +1,8 @@
 """Which expert runs at which noise level: the one definition of the boundary.
 
-The expert of a step is chosen by the noise level the network is given there, never by counting
-steps: ``sigma >= boundary`` is high noise, and a tie is high noise. Two experts are two stages;
-nothing here is limited to two.
+The expert of a step is chosen by the noise level the network is told there (its timestep over 1000,
+truncated on the official grids), never by counting steps: ``level >= boundary`` is high noise, and a
+tie is high noise. Two experts are two stages; nothing here is limited to two.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from .schedule import Velocity
+from .schedule import Schedule, Velocity
 
 BOUNDARY_TOLERANCE = 1e-6
 """Noise levels this close below a boundary count as on it (0.001 in timesteps): a level that equals
@@ -48,15 +48,15 @@ def check_boundary(boundary: float) -> None:
         raise ValueError(f"boundary={boundary:g} is not a noise level in [0, 1]; {way}")
 
 
-def is_high(sigma: float, boundary: float) -> bool:
-    """Whether the noise level ``sigma`` belongs above ``boundary``; ties are high."""
-    return sigma >= boundary - BOUNDARY_TOLERANCE
+def is_high(level: float, boundary: float) -> bool:
+    """Whether a noise ``level`` (see ``Schedule.level``) belongs above ``boundary``; ties are high."""
+    return level >= boundary - BOUNDARY_TOLERANCE
 
 
-def select(stages: Sequence[Stage], sigma: float) -> int:
-    """Index of the stage that runs at ``sigma``: the first whose boundary is not above it."""
+def select(stages: Sequence[Stage], level: float) -> int:
+    """Index of the stage that runs at ``level``: the first whose boundary is not above it."""
     check_stages(stages)
-    return next(i for i, stage in enumerate(stages) if is_high(sigma, stage.boundary))
+    return next(i for i, stage in enumerate(stages) if is_high(level, stage.boundary))
 
 
 def check_stages(stages: Sequence[Stage]) -> None:
@@ -73,8 +73,8 @@ def check_stages(stages: Sequence[Stage]) -> None:
         )
 
 
-def route(stages: Sequence[Stage]) -> Velocity:
-    """One velocity made of all ``stages``: each level goes to its stage, for one run.
+def route(stages: Sequence[Stage], schedule: Schedule) -> Velocity:
+    """One velocity made of all ``stages``: each level of ``schedule`` goes to its stage, for one run.
 
     Latched: once a stage has run, earlier ones never run again, even if a solver looks back to a
     higher level, so that weights change hands at most once. Make a new one for every run.
@@ -85,28 +85,29 @@ def route(stages: Sequence[Stage]) -> Velocity:
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         nonlocal current
-        current = max(current, select(stages, sigma))
+        current = max(current, select(stages, schedule.level(sigma)))
         return stages[current].velocity(x, sigma)
 
     return velocity
 
 
-def count_high(sigmas: Tensor, boundary: float) -> int:
-    """Number of steps of ``sigmas`` (N+1,) descending that run at or above ``boundary``: 0..N."""
+def count_high(schedule: Schedule, boundary: float) -> int:
+    """Number of steps of ``schedule`` that run at or above ``boundary``: 0..N."""
     check_boundary(boundary)
-    return sum(is_high(sigma, boundary) for sigma in sigmas[:-1].tolist())
+    return sum(is_high(level, boundary) for level in schedule.levels())
 
 
-def boundary_at_step(sigmas: Tensor, step: int) -> float:
-    """A noise level that makes exactly the first ``step`` steps of ``sigmas`` (N+1,) high.
+def boundary_at_step(schedule: Schedule, step: int) -> float:
+    """A noise level that makes exactly the first ``step`` steps of ``schedule`` high.
 
     Midway between the two neighbouring levels, so that no rounding by a host moves the switch;
     0 for ``step == N`` (all high), ``ABOVE_ALL`` for ``step == 0`` (none).
 
     Raises:
-        ValueError: ``step`` is not in 0..N.
+        ValueError: ``step`` is not in 0..N, or the steps round it are told one and the same
+            truncated timestep, so that no noise level lies between them.
     """
-    steps = sigmas.numel() - 1
+    steps = schedule.steps
     if not 0 <= step <= steps:
         raise ValueError(
             f"switch step={step} is not within the {steps} steps; "
@@ -116,5 +117,10 @@ def boundary_at_step(sigmas: Tensor, step: int) -> float:
         return ABOVE_ALL
     if step == steps:
         return 0.0
-    above, below = sigmas[step - 1 : step + 1].tolist()
-    return float(above + below) / 2
+    above, below = schedule.levels()[step - 1 : step + 1]
+    if above - below <= 2 * BOUNDARY_TOLERANCE:
+        raise ValueError(
+            f"switch step={step} divides two steps that are both told timestep {1000 * above:g}; "
+            "use another step or fewer steps"
+        )
+    return (above + below) / 2

@@ -56,8 +56,6 @@ PARTS = {
 }
 """The four files of a system, by the names of :meth:`Pipeline.load`'s arguments."""
 
-_META = torch.device("meta")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
@@ -90,7 +88,7 @@ class Plan:
     @property
     def high_steps(self) -> int:
         """Steps on the high-noise expert; the others run on the low-noise one."""
-        return count_high(self.schedule.sigmas, self.boundary)
+        return count_high(self.schedule, self.boundary)
 
     def expert(self, step: int) -> str:
         """Name of the expert that ran when ``step`` steps are done (1..N)."""
@@ -117,7 +115,7 @@ def make_plan(request: Request, channels: int) -> Plan:
         check_boundary(given.boundary)
         boundary = given.boundary
     else:
-        boundary = boundary_at_step(schedule.sigmas, request.switch_step)
+        boundary = boundary_at_step(schedule, request.switch_step)
     for scale in (given.guidance_high, given.guidance_low):
         check_scale(scale)
     solver = get_solver(given.solver)
@@ -316,7 +314,8 @@ class Pipeline:
             for part, boundary in boundaries.items()
         ]
         noise = make_noise(plan.shape, request.seed).to(self.device)
-        x = sample(route(stages), noise, plan.schedule, plan.solver, callback=callback)
+        velocity = route(stages, plan.schedule)
+        x = sample(velocity, noise, plan.schedule, plan.solver, callback=callback)
         return denormalize(x, detect_vae_config(self.vae))
 
     @torch.no_grad()
@@ -346,10 +345,10 @@ class Pipeline:
                 f"{expert.out_dim}; use the VAE of the same family"
             )
         built: list[tuple[nn.Module, Checkpoint]] = [
-            (WanTransformer(expert, device=_META), self.high),
-            (WanTransformer(expert, device=_META), self.low),
-            (WanVAE(vae, device=_META), self.vae),
-            (UMT5Encoder(text, device=_META), self.text),
+            (WanTransformer(expert, device=torch.device("meta")), self.high),
+            (WanTransformer(expert, device=torch.device("meta")), self.low),
+            (WanVAE(vae, device=torch.device("meta")), self.vae),
+            (UMT5Encoder(text, device=torch.device("meta")), self.text),
         ]
         for module, checkpoint in built:
             check_keys(module.state_dict(), checkpoint)

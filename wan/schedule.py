@@ -84,6 +84,14 @@ class Schedule:
             return self.timesteps[int(found[0])].item()
         return TRAIN_TIMESTEPS * sigma
 
+    def level(self, sigma: float) -> float:
+        """The noise level the network is told at ``sigma``: its timestep over 1000, in [0, 1]."""
+        return self.timestep(sigma) / TRAIN_TIMESTEPS
+
+    def levels(self) -> list[float]:
+        """The noise levels the network is told, one per step; truncated ones may repeat."""
+        return [timestep / TRAIN_TIMESTEPS for timestep in self.timesteps.tolist()]
+
 
 def check_sigmas(sigmas: Tensor) -> None:
     """Raise ValueError unless ``sigmas`` (N+1,) with N >= 1 descends strictly within [0, 1]."""

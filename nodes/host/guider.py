@@ -39,7 +39,11 @@ class RunPlan:
     @property
     def high_steps(self) -> int:
         """Steps on the high-noise expert."""
-        return count_high(self.schedule.sigmas, self.boundary)
+        return count_high(self.schedule, self.boundary)
+
+    def is_high(self, sigma: float) -> bool:
+        """Whether the high-noise expert is due at ``sigma``."""
+        return is_high(self.schedule.level(sigma), self.boundary)
 
 
 @dataclass(kw_only=True)
@@ -91,7 +95,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         if sigmas.shape[-1] < 2:
             return latent_image
         plan = self._plan_for(sigmas)
-        first_is_high = is_high(float(sigmas[0]), plan.boundary)
+        first_is_high = plan.is_high(float(sigmas[0]))
         pair = [self._high, self._low] if first_is_high else [self._low]
         clones = [with_schedule(patcher, plan.schedule, plan.shift) for patcher in pair]
         log.info(
@@ -190,7 +194,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         """Denoise with the expert of this noise level, through that expert's own wrappers."""
         assert self._plan is not None
         options = model_options or {}
-        high = is_high(float(timestep.max()), self._plan.boundary)
+        high = self._plan.is_high(float(timestep.max()))
         if self._second is None or (high and self._ready is None):
             return super().outer_predict_noise(x, timestep, options, seed)
         second = self._ready or self._load_second()

@@ -174,7 +174,9 @@ def test_guider_in_core_sampler_equals_the_library(host, random_models):
         )
         for name, level, scale in ((files.HIGH, boundary, 3.0), (files.LOW, 0.0, 2.0))
     ]
-    wanted = raw(random_models, sample(route(stages), noise(), schedule, get_solver("euler")))
+    wanted = raw(
+        random_models, sample(route(stages, schedule), noise(), schedule, get_solver("euler"))
+    )
     assert relative(got, wanted) < 1e-5
 
 

@@ -57,9 +57,9 @@ def test_last_step_lands_on_the_clean_prediction(solver: str) -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_two_stages_of_one_velocity_are_one_run_bit_for_bit(solver: str, name: str) -> None:
     schedule = make_schedule(name, steps=12, shift=5.0)
-    assert 0 < count_high(schedule.sigmas, BOUNDARY) < 12
+    assert 0 < count_high(schedule, BOUNDARY) < 12
     one = sample(_field, _noise(), schedule, SOLVERS[solver])
-    two = sample(route(_experts()), _noise(), schedule, SOLVERS[solver])
+    two = sample(route(_experts(), schedule), _noise(), schedule, SOLVERS[solver])
     assert torch.equal(one, two)
 
 
@@ -77,7 +77,7 @@ def test_each_expert_sees_exactly_its_levels_once_and_in_order(solver: str, name
         return _other(x, sigma)
 
     schedule = make_schedule(name, steps=40, shift=12.0)
-    sample(route(_experts(high, low)), _noise(), schedule, SOLVERS[solver])
+    sample(route(_experts(high, low), schedule), _noise(), schedule, SOLVERS[solver])
     sigmas = schedule.sigmas[:-1].tolist()
     assert calls == [("high", s) for s in sigmas[:26]] + [("low", s) for s in sigmas[26:]]
 
@@ -85,10 +85,10 @@ def test_each_expert_sees_exactly_its_levels_once_and_in_order(solver: str, name
 @pytest.mark.parametrize("solver", ["unipc", "dpm++"])
 def test_history_crosses_the_switch(solver: str) -> None:
     schedule = make_schedule("unipc", steps=10, shift=5.0)
-    switch = count_high(schedule.sigmas, BOUNDARY)
+    switch = count_high(schedule, BOUNDARY)
     seen: list[Progress] = []
     whole = sample(
-        route(_experts(_field, _other)),
+        route(_experts(_field, _other), schedule),
         _noise(),
         schedule,
         SOLVERS[solver],
@@ -111,7 +111,7 @@ def test_resume_is_bit_exact_from_any_step(solver: str, start: int) -> None:
         step=0, total=12, sigma=1.0, x=_noise(), denoised=_noise(), state=SolverState()
     )
     seen = [begin]
-    velocity = route(_experts(_field, _other))
+    velocity = route(_experts(_field, _other), schedule)
     whole = sample(velocity, _noise(), schedule, SOLVERS[solver], callback=seen.append)
     saved = seen[start]
     # Through plain tensors and an int, as a file would hold it.
@@ -121,7 +121,7 @@ def test_resume_is_bit_exact_from_any_step(solver: str, start: int) -> None:
         order=int(saved.state.order),
     )
     resumed = sample(
-        route(_experts(_field, _other)),
+        route(_experts(_field, _other), schedule),
         saved.x.clone(),
         schedule,
         SOLVERS[solver],
