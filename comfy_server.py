@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -95,11 +96,10 @@ class Host:
             self._process = subprocess.Popen(
                 self._command(port), cwd=self.checkout, env=environment, stdout=log, stderr=log
             )
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.__exit__)
             self._wait()
-        except BaseException:
-            self.__exit__()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from queue import Queue
@@ -145,11 +145,10 @@ class VideoWriter:
     def __enter__(self) -> Self:
         """Open the file; raises OSError if it cannot be made, ValueError if the codec cannot run."""
         self._partial = _reserve(self.path)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._partial.unlink)
             self._container, self._stream = self._open()
-        except BaseException:
-            self._partial.unlink()
-            raise
+            undo.pop_all()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="video")
         self._work: Future[None] = self._pool.submit(self._encode)
         return self

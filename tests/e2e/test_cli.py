@@ -88,7 +88,7 @@ def test_interrupt_leaves_nothing(models: Path, tmp_path: Path) -> None:
         assert process.stderr.readline().startswith("high-noise expert")
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-        assert process.wait(60) == 130
+        assert process.wait(60) == 130, rest
     assert rest.splitlines() == ["interrupted; no unfinished file was left"]
     assert list(tmp_path.iterdir()) == []
 

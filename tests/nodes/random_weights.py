@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from wanexperts.tests.helpers import random_state, sentencepiece_model
 from wanexperts.wan.config import TextConfig, TransformerConfig, VAEConfig
 from wanexperts.wan.text import UMT5Encoder, hf_key
 from wanexperts.wan.transformer import WanTransformer
@@ -39,36 +38,6 @@ OFFICIAL_FOLDER = "Wan2.2-T2V-A14B"
 HOLED, HOLED_VAE = "holed_low_noise.safetensors", "holed_vae.safetensors"
 BARE_TEXT_FILE = "bare_umt5.safetensors"
 TRUNCATED, FOREIGN, TWIN = "truncated.safetensors", "foreign.safetensors", "twin.safetensors"
-
-
-def sentencepiece_model() -> bytes:
-    """A sentencepiece model in the T5 layout: pad 0, end 1, unknown 2."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a red circle moves left on a white background"] * 20),
-        model_writer=model,
-        vocab_size=64,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
-
-
-def random_state(module: nn.Module, seed: int) -> dict[str, Tensor]:
-    """Weights of a scale at which no layer dies and none explodes."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    for key, value in module.state_dict().items():
-        if key.endswith(("norm_q.weight", "norm_k.weight", "gamma")) or "norm" in key:
-            state[key] = torch.ones(value.shape)
-        else:
-            fan_in = value[0].numel() if value.ndim > 1 else 16
-            state[key] = torch.randn(value.shape, generator=generator) / fan_in**0.5
-    return state
 
 
 def _save(state: Mapping[str, Tensor], path: Path, role: str, dtype: torch.dtype) -> None:
@@ -122,7 +91,7 @@ def write_all(models: Path) -> None:
         _save(random_state(WanTransformer(CORE_EXPERT), seed), experts / name, role, fp32)
     for seed, (name, role) in enumerate([(IMAGE_HIGH, "high_noise"), (IMAGE_LOW, "low_noise")]):
         _save(random_state(WanTransformer(IMAGE_EXPERT), seed), experts / name, role, fp32)
-    spiece = torch.frombuffer(bytearray(sentencepiece_model()), dtype=torch.uint8)
+    spiece = torch.frombuffer(bytearray(sentencepiece_model(64)), dtype=torch.uint8)
     for name, config in ((TEXT_FILE, TEXT), (CORE_TEXT_FILE, CORE_TEXT)):
         state = random_state(UMT5Encoder(config), 3)
         _save({**state, "spiece_model": spiece}, texts / name, "text_encoder", bf16)

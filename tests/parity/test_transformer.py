@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformer_keys import diffusers_key
+from wanexperts.tests.helpers import relative
+from wanexperts.tests.parity.transformer_keys import diffusers_key
 from wanexperts.wan.config import TransformerConfig
 from wanexperts.wan.transformer import WanTransformer
 
 diffusers = pytest.importorskip("diffusers")
 
 CONFIG = TransformerConfig(dim=256, ffn_dim=320, num_heads=2, num_layers=3, text_dim=48)
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.fixture(scope="module")

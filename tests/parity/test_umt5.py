@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import pytest
-import sentencepiece
 import torch
+from wanexperts.tests.helpers import sentencepiece_model
 from wanexperts.wan.config import TINY, TextConfig
 from wanexperts.wan.text import Tokenizer, UMT5Encoder, clean, hf_key, official_key
 from wanexperts.wan.text.umt5 import position_buckets
@@ -129,20 +128,8 @@ def test_bfloat16_drift_is_not_worse_than_theirs(record_property) -> None:
 @pytest.mark.parametrize("kind", ["T5Tokenizer", "T5TokenizerFast"])
 @pytest.mark.parametrize("seed", range(4))
 def test_tokenizer_equals_transformers(tmp_path, kind: str, seed: int) -> None:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT * 20),
-        model_writer=model,
-        vocab_size=120,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
     path = tmp_path / "spiece.model"
-    path.write_bytes(model.getvalue())
+    path.write_bytes(sentencepiece_model(120, TEXT))
     if kind == "T5TokenizerFast":
         pytest.importorskip("google.protobuf")
     # The published tokenizer prepends the word mark; built from a bare model it must be told to.

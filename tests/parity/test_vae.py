@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from vae_keys import diffusers_key
+from wanexperts.tests.helpers import relative
+from wanexperts.tests.parity.vae_keys import diffusers_key
 from wanexperts.wan.config import VAEConfig
 from wanexperts.wan.vae import WanVAE
 
 diffusers = pytest.importorskip("diffusers")
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 
 import pytest
-import sentencepiece
 import torch
 from safetensors.torch import save_file
+from wanexperts.tests.helpers import sentencepiece_model
 from wanexperts.wan.checkpoint import (
     check_pair,
     detect_text_config,
@@ -29,23 +28,6 @@ EXPERT = TransformerConfig(dim=128, ffn_dim=96, num_heads=1, num_layers=2, text_
 TEXT = TextConfig(
     vocab_size=50, dim=32, attn_dim=16, num_heads=2, ffn_dim=24, num_layers=2, num_buckets=32
 )
-
-
-@pytest.fixture(scope="module")
-def tiny_spiece() -> bytes:
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a red circle moves left"] * 20),
-        model_writer=model,
-        vocab_size=40,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 def expert_state(config: TransformerConfig = EXPERT) -> dict[str, torch.Tensor]:
@@ -109,11 +91,11 @@ def test_vae_file(tmp_path):
 
 
 @pytest.mark.parametrize("naming", ["official", "transformers"])
-def test_text_encoder_file_carries_its_tokenizer(tmp_path, naming, tiny_spiece):
+def test_text_encoder_file_carries_its_tokenizer(tmp_path, naming):
     state = UMT5Encoder(TEXT).state_dict()
     if naming == "transformers":
         state = {hf_key(key): tensor for key, tensor in state.items()}
-    state["spiece_model"] = torch.frombuffer(bytearray(tiny_spiece), dtype=torch.uint8)
+    state["spiece_model"] = torch.frombuffer(bytearray(sentencepiece_model(48)), dtype=torch.uint8)
     save_file(state, tmp_path / "text.safetensors")
     checkpoint = open_checkpoint(tmp_path / "text.safetensors", "text_encoder")
     assert detect_text_config(checkpoint) == TEXT

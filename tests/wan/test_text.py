@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import replace
 
 import pytest
-import sentencepiece
 import torch
+from wanexperts.tests.helpers import sentencepiece_model
 from wanexperts.wan.config import TINY
 from wanexperts.wan.text import Tokenizer, UMT5Encoder, clean, encode_prompt, hf_key, official_key
 from wanexperts.wan.text.umt5 import bucket_edges, clamp_float16, position_buckets
@@ -25,19 +24,7 @@ CONFIG = replace(TINY.text, vocab_size=96, dim=32, attn_dim=48, ffn_dim=40, text
 @pytest.fixture(scope="module")
 def spiece() -> bytes:
     """A small sentencepiece model in the T5 layout: pad 0, end 1, unknown 2."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXT * 20),
-        model_writer=model,
-        vocab_size=96,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
+    return sentencepiece_model(96, TEXT)
 
 
 @pytest.fixture(scope="module")
