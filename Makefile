@@ -14,7 +14,7 @@ export OMP_WAIT_POLICY = passive
 help:
 	@echo "make demo   prompt to mp4 on the bundled tiny family, through ComfyUI where there is one"
 	@echo "make test   linters, types and every test this machine can run"
-	@echo "make tiny   retrain the tiny family from nothing (hours of two cores)"
+	@echo "make tiny   retrain the tiny family from nothing (about 90 minutes of two cores)"
 
 demo: $(VENV)/.base $(VENV)/.host
 	$(RUN) demo.py
