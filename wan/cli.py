@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn, TextIO
 
 import torch
@@ -116,25 +118,41 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the initial noise, default 0")
 
 
+class _Interrupt:
+    """Ctrl-C that is remembered: compiled code under way may turn it into an error of its own."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 if the run failed, 2 for bad input, 130 when interrupted."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    bar = Bar(sys.stderr)
+    bar, interrupt = Bar(sys.stderr), _Interrupt()
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         generate(build_parser().parse_args(argv), bar)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, ArithmeticError, ValueError, OSError, RuntimeError) as error:
         bar.close()
+        return _report(error, interrupted=interrupt.seen)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return 0
+
+
+def _report(error: BaseException, *, interrupted: bool) -> int:
+    """Say in one sentence what ended the run; returns the exit code. Errors of ours are raised again."""
+    if interrupted or isinstance(error, KeyboardInterrupt):
         print("interrupted; no unfinished file was left", file=sys.stderr)
         return INTERRUPTED
-    except (ArithmeticError, torch.OutOfMemoryError) as error:
-        bar.close()
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
-    except (ValueError, OSError) as error:
-        bar.close()
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
-    return 0
+    if not isinstance(error, (ArithmeticError, ValueError, OSError, torch.OutOfMemoryError)):
+        raise error
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT if isinstance(error, (ValueError, OSError)) else FAILED
 
 
 def generate(given: argparse.Namespace, bar: Bar) -> None:

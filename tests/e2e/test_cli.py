@@ -93,6 +93,24 @@ def test_interrupt_leaves_nothing(models: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_that_became_another_error_is_still_one(
+    models: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """As where Ctrl-C falls into compiled code that is reading weights."""
+
+    def swallowed(self, *_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape") from None
+
+    monkeypatch.setattr(Pipeline, "sample", swallowed)
+    arguments = ["--prompt", PROMPT, "--out", tmp_path / "out.mp4", "--models", models]
+    assert main(["generate", *map(str, arguments)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; no unfinished file was left"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_interrupt_while_decoding_leaves_nothing(models: Path, tmp_path: Path, monkeypatch) -> None:
     decode = Pipeline.decode
 
