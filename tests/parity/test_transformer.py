@@ -63,23 +63,25 @@ def test_timesteps_per_sample(pair):
     assert relative(ours(x, t, context), theirs(x, t, context).sample) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @torch.no_grad()
-def test_bf16_drift_is_not_worse_than_theirs(pair, record_property):
+def test_half_precision_drift_is_not_worse_than_theirs(pair, dtype, record_property):
     ours, theirs = pair
     torch.manual_seed(3)
     x, context = torch.randn(1, 16, 3, 6, 6), torch.randn(1, 512, CONFIG.text_dim)
     t = torch.tensor([900.0])
     truth = ours(x, t, context)
-    mine = WanTransformer(CONFIG, dtype=torch.bfloat16).eval()
+    mine = WanTransformer(CONFIG, dtype=dtype).eval()
     mine.load_state_dict(ours.state_dict())
     other = diffusers.WanTransformer3DModel.from_config(theirs.config).eval()
     other.load_state_dict(theirs.state_dict())
-    other.to(torch.bfloat16)
+    other.to(dtype)
     for name, parameter in other.named_parameters():  # their loader keeps these in float32
         if any(part in name for part in other._keep_in_fp32_modules):
             parameter.data = parameter.data.float()
-    drift = relative(mine(x.bfloat16(), t, context), truth)
-    drift_theirs = relative(other(x.bfloat16(), t, context.bfloat16()).sample.float(), truth)
-    record_property("transformer_bf16_drift_ours", drift)
-    record_property("transformer_bf16_drift_diffusers", drift_theirs)
+    drift = relative(mine(x.to(dtype), t, context), truth)
+    drift_theirs = relative(other(x.to(dtype), t, context.to(dtype)).sample.float(), truth)
+    name = "bf16" if dtype == torch.bfloat16 else "fp16"
+    record_property(f"transformer_{name}_drift_ours", drift)
+    record_property(f"transformer_{name}_drift_diffusers", drift_theirs)
     assert drift <= drift_theirs
