@@ -37,7 +37,7 @@ from .sampling import Callback, sample
 from .schedule import Schedule, Velocity, make_schedule
 from .shapes import LatentShape, latent_shape
 from .solvers import Solver, get_solver
-from .text import UMT5Encoder, clean, encode_prompt
+from .text import UMT5Encoder, check_vocabulary, clean, encode_prompt
 from .transformer import WanTransformer
 from .vae import WanVAE, denormalize
 from .video import to_uint8
@@ -353,11 +353,7 @@ class Pipeline:
         for module, checkpoint in built:
             check_keys(module.state_dict(), checkpoint)
         pieces = find_tokenizer(self.text).vocab_size
-        if pieces > text.vocab_size:
-            raise ValueError(
-                f"the tokenizer of {self.text.path.name} knows {pieces} pieces, its encoder "
-                f"{text.vocab_size}; use the spiece.model of the same family"
-            )
+        check_vocabulary(pieces, text.vocab_size, self.text.path.name)
 
 
 class _Expert:

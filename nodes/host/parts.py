@@ -22,7 +22,7 @@ from ...wan.checkpoint import (
     open_checkpoint,
 )
 from ...wan.pipeline import family_defaults
-from ...wan.text import UMT5Encoder
+from ...wan.text import UMT5Encoder, check_vocabulary
 from ...wan.transformer import WanTransformer
 from ...wan.vae import WanVAE
 from . import files
@@ -51,11 +51,7 @@ def open_text_encoder(name: str) -> Checkpoint:
     config = detect_text_config(checkpoint)
     check_keys(_shapes(UMT5Encoder, config), checkpoint)
     pieces = _pieces(checkpoint.path, files.stamp(checkpoint.path))
-    if pieces > config.vocab_size:
-        raise ValueError(
-            f"the tokenizer of {name} knows {pieces} pieces, its encoder {config.vocab_size}; "
-            "use the spiece.model of the same family"
-        )
+    check_vocabulary(pieces, config.vocab_size, name)
     return checkpoint
 
 

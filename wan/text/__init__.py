@@ -7,10 +7,18 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .keys import hf_key, official_key
-from .tokenizer import Tokenizer, clean
+from .tokenizer import Tokenizer, check_vocabulary, clean
 from .umt5 import UMT5Encoder
 
-__all__ = ["Tokenizer", "UMT5Encoder", "clean", "encode_prompt", "hf_key", "official_key"]
+__all__ = [
+    "Tokenizer",
+    "UMT5Encoder",
+    "check_vocabulary",
+    "clean",
+    "encode_prompt",
+    "hf_key",
+    "official_key",
+]
 
 
 @torch.no_grad()

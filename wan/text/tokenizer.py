@@ -24,6 +24,15 @@ def clean(text: str) -> str:
     return _WHITESPACE.sub(" ", text).strip()
 
 
+def check_vocabulary(pieces: int, rows: int, name: str) -> None:
+    """Raise ValueError if a tokenizer of ``pieces`` pieces outgrows an embedding of ``rows`` rows."""
+    if pieces > rows:
+        raise ValueError(
+            f"the tokenizer of {name} knows {pieces} pieces, its encoder {rows}; "
+            "use the spiece.model of the same family"
+        )
+
+
 class Tokenizer:
     """Sentencepiece ids of a cleaned prompt, closed by the end token."""
 

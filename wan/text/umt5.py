@@ -7,6 +7,8 @@ except :class:`T5Norm`, which casts it at use.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -60,17 +62,10 @@ def clamp_float16(x: Tensor) -> Tensor:
 class T5Norm(nn.Module):
     """RMS norm with fp32 statistics, rounded to the activation dtype before the weight is applied."""
 
-    def __init__(
-        self,
-        dim: int,
-        eps: float,
-        *,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, dim: int, eps: float, factory: dict[str, Any]) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.ones(dim, **factory))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis of ``x`` (..., dim)."""
@@ -82,21 +77,14 @@ class T5Norm(nn.Module):
 class T5Attention(nn.Module):
     """Self attention without a 1/sqrt(d) scale; the logits get a position bias and a key mask."""
 
-    def __init__(
-        self,
-        config: TextConfig,
-        *,
-        ops: Ops,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: TextConfig, ops: Ops, factory: dict[str, Any]) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         sizes = config.dim, config.attn_dim
-        self.q = ops.Linear(*sizes, bias=False, device=device, dtype=dtype)
-        self.k = ops.Linear(*sizes, bias=False, device=device, dtype=dtype)
-        self.v = ops.Linear(*sizes, bias=False, device=device, dtype=dtype)
-        self.o = ops.Linear(*reversed(sizes), bias=False, device=device, dtype=dtype)
+        self.q = ops.Linear(*sizes, bias=False, **factory)
+        self.k = ops.Linear(*sizes, bias=False, **factory)
+        self.v = ops.Linear(*sizes, bias=False, **factory)
+        self.o = ops.Linear(*reversed(sizes), bias=False, **factory)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """``x`` (B, L, dim), ``bias`` (1|B, heads, L, L) -> (B, L, dim)."""
@@ -113,21 +101,12 @@ class T5Attention(nn.Module):
 class T5FeedForward(nn.Module):
     """Gated feed forward: ``fc2(fc1(x) * gelu_tanh(gate(x)))``."""
 
-    def __init__(
-        self,
-        config: TextConfig,
-        *,
-        ops: Ops,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: TextConfig, ops: Ops, factory: dict[str, Any]) -> None:
         super().__init__()
         sizes = config.dim, config.ffn_dim
-        self.gate = nn.Sequential(
-            ops.Linear(*sizes, bias=False, device=device, dtype=dtype), nn.GELU("tanh")
-        )
-        self.fc1 = ops.Linear(*sizes, bias=False, device=device, dtype=dtype)
-        self.fc2 = ops.Linear(*reversed(sizes), bias=False, device=device, dtype=dtype)
+        self.gate = nn.Sequential(ops.Linear(*sizes, bias=False, **factory), nn.GELU("tanh"))
+        self.fc1 = ops.Linear(*sizes, bias=False, **factory)
+        self.fc2 = ops.Linear(*reversed(sizes), bias=False, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` (B, L, dim) -> (B, L, dim)."""
@@ -138,18 +117,9 @@ class T5FeedForward(nn.Module):
 class T5RelativeEmbedding(nn.Module):
     """One layer's table of position biases, (buckets, heads)."""
 
-    def __init__(
-        self,
-        config: TextConfig,
-        *,
-        ops: Ops,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: TextConfig, ops: Ops, factory: dict[str, Any]) -> None:
         super().__init__()
-        self.embedding = ops.Embedding(
-            config.num_buckets, config.num_heads, device=device, dtype=dtype
-        )
+        self.embedding = ops.Embedding(config.num_buckets, config.num_heads, **factory)
 
     def forward(self, buckets: Tensor) -> Tensor:
         """``buckets`` (L, L) -> bias (1, heads, L, L) in the table's dtype."""
@@ -160,20 +130,13 @@ class T5RelativeEmbedding(nn.Module):
 class T5Block(nn.Module):
     """Attention and feed forward, each behind a norm and a residual."""
 
-    def __init__(
-        self,
-        config: TextConfig,
-        *,
-        ops: Ops,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
+    def __init__(self, config: TextConfig, ops: Ops, factory: dict[str, Any]) -> None:
         super().__init__()
-        self.norm1 = T5Norm(config.dim, config.eps, device=device, dtype=dtype)
-        self.attn = T5Attention(config, ops=ops, device=device, dtype=dtype)
-        self.norm2 = T5Norm(config.dim, config.eps, device=device, dtype=dtype)
-        self.ffn = T5FeedForward(config, ops=ops, device=device, dtype=dtype)
-        self.pos_embedding = T5RelativeEmbedding(config, ops=ops, device=device, dtype=dtype)
+        self.norm1 = T5Norm(config.dim, config.eps, factory)
+        self.attn = T5Attention(config, ops, factory)
+        self.norm2 = T5Norm(config.dim, config.eps, factory)
+        self.ffn = T5FeedForward(config, ops, factory)
+        self.pos_embedding = T5RelativeEmbedding(config, ops, factory)
 
     def forward(self, x: Tensor, buckets: Tensor, mask: Tensor | None) -> Tensor:
         """``x`` (B, L, dim), ``buckets`` (L, L), ``mask`` (B, L), nonzero = attend -> (B, L, dim)."""
@@ -206,13 +169,10 @@ class UMT5Encoder(nn.Module):
                 "use sizes that divide"
             )
         self.config = config
-        self.token_embedding = ops.Embedding(
-            config.vocab_size, config.dim, device=device, dtype=dtype
-        )
-        self.blocks = nn.ModuleList(
-            T5Block(config, ops=ops, device=device, dtype=dtype) for _ in range(config.num_layers)
-        )
-        self.norm = T5Norm(config.dim, config.eps, device=device, dtype=dtype)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.token_embedding = ops.Embedding(config.vocab_size, config.dim, **factory)
+        self.blocks = nn.ModuleList(T5Block(config, ops, factory) for _ in range(config.num_layers))
+        self.norm = T5Norm(config.dim, config.eps, factory)
 
     def forward(
         self, ids: Tensor, mask: Tensor | None = None, *, dtype: torch.dtype | None = None
