@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from wanexperts.tests.helpers import relative
-from wanexperts.tests.parity.transformer_keys import diffusers_key
 from wanexperts.wan.config import TransformerConfig
+from wanexperts.wan.keys.transformer import diffusers_key
 from wanexperts.wan.transformer import WanTransformer
 
 diffusers = pytest.importorskip("diffusers")
