@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..wan.checkpoint import Checkpoint, detect_transformer_config
-from ..wan.pipeline import family_defaults
+from ..wan.checkpoint import Checkpoint, detect_transformer_config, family_defaults, identify
 from .checks import problem
 from .host import compat, files, parts
 
@@ -22,7 +21,9 @@ def _report(high: Checkpoint, low: Checkpoint) -> str:
     ]
     for role, checkpoint in (("high noise", high), ("low noise", low)):
         told = (
-            "" if checkpoint.role else " (neither its name nor its header says which expert it is)"
+            ""
+            if identify(checkpoint).role
+            else " (neither its name nor its header says which expert it is)"
         )
         lines.append(f"{role}: {checkpoint.path.name}, {checkpoint.nbytes / 1e9:.2f} GB{told}")
     return "\n".join(lines)

@@ -13,11 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 WAN = ROOT / "wan"
 
 LEVELS = (
-    {"shapes", "config", "ops", "__version__"},
-    {"rope", "attention", "layers", "schedule", "guidance"},
+    {"shapes", "config", "ops", "files", "keys", "__version__"},
+    {"rope", "attention", "layers", "schedule", "guidance", "quant"},
     {"transformer", "vae", "text", "solvers", "experts", "conditioning"},
     {"checkpoint", "lora", "caching", "state", "sampling", "video"},
-    {"pipeline"},
+    {"pipeline", "convert"},
     {"cli"},
     {"__main__", "__init__"},
 )

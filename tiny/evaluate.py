@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..wan.pipeline import Pipeline, Request, find_parts
+from ..wan.checkpoint import find_parts
+from ..wan.pipeline import Pipeline, Request
 from ..wan.video import contact_sheet, save_png, write_video
 from .captions import ATTRIBUTES, unseen_prompts
 from .export import WEIGHTS

@@ -19,8 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
+from .checkpoint import BUNDLED, PARTS, find_parts
 from .config import SamplingConfig
-from .pipeline import BUNDLED, PARTS, Pipeline, Plan, Request, find_parts
+from .pipeline import Pipeline, Plan, Request
 from .sampling import Progress
 from .schedule import SCHEDULES
 from .solvers import SOLVERS

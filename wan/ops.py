@@ -5,6 +5,7 @@ ComfyUI's ``comfy.ops.manual_cast`` and ``disable_weight_init`` classes satisfy 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -31,13 +32,49 @@ def cast_like(parameter: Tensor, x: Tensor, dtype: torch.dtype | None = None) ->
     return parameter.to(device=x.device, dtype=dtype or x.dtype)
 
 
+Patch = Callable[[Tensor], Tensor]
+"""A change of one weight, such as a LoRA at some strength: float32 in, float32 out."""
+
+_PATCHES = "_weight_patches"
+
+
+def set_patches(module: nn.Module, name: str, patches: Sequence[Patch]) -> None:
+    """Let ``patches`` change the parameter ``name`` of ``module`` whenever it is used; () ends that.
+
+    The stored parameter stays as it is, so taking a patch away is exact.
+    """
+    held: dict[str, tuple[Patch, ...]] = {**getattr(module, _PATCHES, {})}
+    held.pop(name, None)
+    if patches:
+        held[name] = tuple(patches)
+    setattr(module, _PATCHES, held)
+
+
+def has_patches(module: nn.Module, name: str) -> bool:
+    """Whether anything changes the parameter ``name`` of ``module`` at use."""
+    return name in getattr(module, _PATCHES, {})
+
+
+def patched(module: nn.Module, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """``weight`` in ``dtype``, after the patches of the parameter ``name``, which see float32."""
+    for patch in getattr(module, _PATCHES, {}).get(name, ()):
+        weight = patch(weight.float())
+    return weight.to(dtype)
+
+
+def current(module: nn.Module, name: str, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A parameter as the maths needs it: on ``x``'s device, patched, in ``dtype`` (default ``x``'s)."""
+    weight: Tensor = getattr(module, name)
+    return patched(module, name, weight.to(x.device), dtype or x.dtype)
+
+
 def widest_float(device: torch.device | None) -> torch.dtype:
     """float64, or float32 on the one backend (Apple's) that has nothing wider."""
     return torch.float32 if device is not None and device.type == "mps" else torch.float64
 
 
-def _follow(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if parameter is None else parameter.to(x.dtype)
+def _bias(module: nn.Module, x: Tensor) -> Tensor | None:
+    return None if module.bias is None else current(module, "bias", x)
 
 
 class Linear(nn.Linear):
@@ -45,7 +82,7 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)`` in the input's dtype."""
-        return functional.linear(input, self.weight.to(input.dtype), _follow(self.bias, input))
+        return functional.linear(input, current(self, "weight", input), _bias(self, input))
 
 
 class Conv2d(nn.Conv2d):
@@ -53,7 +90,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(B, C, H, W)`` in the input's dtype."""
-        weight, bias = self.weight.to(input.dtype), _follow(self.bias, input)
+        weight, bias = current(self, "weight", input), _bias(self, input)
         out: Tensor = self._conv_forward(input, weight, bias)
         return out
 
@@ -63,7 +100,7 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve ``(B, C, T, H, W)`` in the input's dtype."""
-        weight, bias = self.weight.to(input.dtype), _follow(self.bias, input)
+        weight, bias = current(self, "weight", input), _bias(self, input)
         out: Tensor = self._conv_forward(input, weight, bias)
         return out
 
@@ -73,7 +110,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axes in the input's dtype."""
-        weight, bias = _follow(self.weight, input), _follow(self.bias, input)
+        weight, bias = current(self, "weight", input), _bias(self, input)
         return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
@@ -82,7 +119,41 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axes in the input's dtype."""
-        return functional.rms_norm(x, self.normalized_shape, _follow(self.weight, x), self.eps)
+        return functional.rms_norm(x, self.normalized_shape, current(self, "weight", x), self.eps)
+
+
+def look_up(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows (..., dim) of ``table`` (n, dim) as they are stored, whatever their dtype."""
+    if table.dtype.itemsize > 1:
+        return functional.embedding(ids, table)
+    # Not every backend indexes float8; bytes it does.
+    return table.view(torch.uint8)[ids].view(table.dtype)
+
+
+class Embedding(nn.Embedding):
+    """``nn.Embedding`` whose rows come in the dtype it was built for, however they are stored.
+
+    Built without a dtype, rows keep the stored one, or float32 where that is for storage only.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_embeddings, embedding_dim, device=device, dtype=dtype)
+        self.row_dtype = dtype
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Rows (..., dim) of the ids ``input`` (...)."""
+        stored = self.weight.dtype
+        dtype = self.row_dtype or (stored if stored.itemsize > 1 else torch.float32)
+        if has_patches(self, "weight"):
+            return look_up(patched(self, "weight", self.weight, dtype), input)
+        return look_up(self.weight, input).to(dtype)
 
 
 class TorchOps:
@@ -96,4 +167,4 @@ class TorchOps:
     Conv3d = Conv3d
     LayerNorm = LayerNorm
     RMSNorm = RMSNorm
-    Embedding = nn.Embedding
+    Embedding = Embedding

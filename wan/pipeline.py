@@ -7,10 +7,9 @@ low-noise expert is read at the switch, when the other one has left.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,19 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import (
+    PARTS,
     Checkpoint,
     check_keys,
     check_pair,
     detect_text_config,
     detect_transformer_config,
     detect_vae_config,
+    family_defaults,
     find_tokenizer,
     load_text_encoder,
     load_transformer,
     load_vae,
     open_checkpoint,
 )
-from .config import FAMILIES, T2V_A14B, SamplingConfig
+from .config import SamplingConfig
 from .experts import Stage, boundary_at_step, check_boundary, count_high, route
 from .guidance import cfg, check_scale, needs_uncond
 from .sampling import Callback, sample
@@ -44,17 +45,7 @@ from .video import to_uint8
 
 log = logging.getLogger(__name__)
 
-BUNDLED = Path(__file__).resolve().parents[1] / "tiny" / "weights"
-"""Weights of the miniature family that comes with the repository."""
-
 MAX_SEED = 2**64 - 1
-PARTS = {
-    "high": "high-noise expert",
-    "low": "low-noise expert",
-    "vae": "VAE",
-    "text": "text encoder",
-}
-"""The four files of a system, by the names of :meth:`Pipeline.load`'s arguments."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,89 +119,6 @@ def make_noise(shape: LatentShape, seed: int) -> Tensor:
     return torch.randn((1, *shape), generator=generator, dtype=torch.float32)
 
 
-def find_parts(
-    folder: str | Path = BUNDLED, given: Mapping[str, str | Path] | None = None
-) -> dict[str, Path]:
-    """The four files of a system in ``folder`` and its direct subfolders, told apart by headers.
-
-    Args:
-        folder: official layout (``high_noise_model/`` ...) or any .safetensors files.
-        given: parts named one by one, by the names of ``PARTS``; they are not looked for.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: a part is not there, or two files could be it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist; check the name")
-    parts = {part: Path(path) for part, path in (given or {}).items()}
-    skipped = ""
-    found: dict[str, Path] = {}
-    for path in _candidates(folder):
-        try:
-            part = _part(open_checkpoint(path))
-        except ValueError as error:
-            skipped = skipped or f"; not usable: {error}"
-            continue
-        if part is None or part in parts:
-            continue
-        if part in found:
-            raise ValueError(
-                f"{folder} holds two files for the {PARTS[part]}, {found[part].name} and "
-                f"{path.name}; name the one you want"
-            )
-        found[part] = path
-    parts |= found
-    missing = [name for part, name in PARTS.items() if part not in parts]
-    if missing:
-        raise ValueError(
-            f"{folder} has no {' and no '.join(missing)}; put the .safetensors files there "
-            f"(an expert's name says high or low noise) or name them one by one{skipped}"
-        )
-    return parts
-
-
-def _candidates(folder: Path) -> Iterator[Path]:
-    """Checkpoints in and directly below ``folder``; an official expert's shards count as one."""
-    for place in [folder, *sorted(p for p in folder.iterdir() if p.is_dir())]:
-        if any(place.glob("*.safetensors.index.json")):
-            yield place
-        else:
-            yield from sorted(place.glob("*.safetensors"))
-
-
-def _part(checkpoint: Checkpoint) -> str | None:
-    if checkpoint.kind == "vae":
-        return "vae"
-    if checkpoint.kind == "text_encoder":
-        return "text"
-    return {"high_noise": "high", "low_noise": "low"}.get(checkpoint.role or "")
-
-
-def family_defaults(expert: Checkpoint) -> SamplingConfig:
-    """How this expert wants to be sampled: by its header, else by its sizes, else as T2V-A14B."""
-    try:
-        header = json.loads(expert.metadata.get("wan_config", "{}"))
-    except ValueError:
-        log.warning("%s: its wan_config is not JSON and is ignored", expert.path)
-        header = {}
-    config = detect_transformer_config(expert)
-    families = (f.sampling for f in FAMILIES.values() if f.transformer == config)
-    sampling = next(families, T2V_A14B.sampling)
-    told = header.get("sampling") if isinstance(header, Mapping) else None
-    if not isinstance(told, Mapping):
-        return sampling
-    known = {field.name: getattr(sampling, field.name) for field in fields(SamplingConfig)}
-    told = {key: value for key, value in told.items() if key in known}
-    for key, value in told.items():
-        if type(value) is not type(known[key]):
-            raise ValueError(f"{expert.path}: its header has {key}={value!r}; download it again")
-    sampling = replace(sampling, **told)
-    check_boundary(sampling.boundary)
-    return sampling
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pipeline:
     """A complete text-to-video system whose headers were read and checked; weights come per run.
@@ -241,8 +149,9 @@ class Pipeline:
         text: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        allow_mismatch: bool = False,
     ) -> Pipeline:
-        """Read and check the headers of four files or official folders, see :func:`find_parts`.
+        """Read and check the headers of four files or official folders, see :func:`~.checkpoint.find_parts`.
 
         Args:
             high: high-noise expert.
@@ -251,6 +160,7 @@ class Pipeline:
             text: umT5 encoder; its tokenizer is in the file or beside it.
             device: None takes CUDA where there is one, else the CPU.
             dtype: None takes bfloat16 on CUDA and float32 elsewhere.
+            allow_mismatch: run experts that do not look like a pair; the log says what is odd.
 
         Raises:
             OSError: a file is missing or cannot be read.
@@ -262,7 +172,8 @@ class Pipeline:
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         experts = open_checkpoint(high, "transformer"), open_checkpoint(low, "transformer")
-        check_pair(*experts)
+        for oddity in check_pair(*experts, allow_mismatch=allow_mismatch):
+            log.warning("%s", oddity)
         pipeline = cls(
             high=experts[0],
             low=experts[1],
@@ -345,8 +256,10 @@ class Pipeline:
                 f"{expert.out_dim}; use the VAE of the same family"
             )
         built: list[tuple[nn.Module, Checkpoint]] = [
-            (WanTransformer(expert, device=torch.device("meta")), self.high),
-            (WanTransformer(expert, device=torch.device("meta")), self.low),
+            *(
+                (WanTransformer(detect_transformer_config(e), device=torch.device("meta")), e)
+                for e in (self.high, self.low)
+            ),
             (WanVAE(vae, device=torch.device("meta")), self.vae),
             (UMT5Encoder(text, device=torch.device("meta")), self.text),
         ]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .attention import Attention, sdpa
 from .config import TransformerConfig
 from .layers import Modulation, layer_norm, modulate, timestep_features
-from .ops import Ops, TorchOps, cast_like
+from .ops import Ops, TorchOps, current
 from .rope import apply_rope, rope_table
 from .shapes import TokenGrid, token_grid
 
@@ -108,7 +108,7 @@ class Block(nn.Module):
         return torch.addcmul(x, self.ffn(y).float(), ffn_mod.gate)
 
     def _modulation(self, time: Tensor) -> tuple[Modulation, Modulation]:
-        rows = (cast_like(self.modulation, time) + time).chunk(SLOTS, dim=1)
+        rows = (current(self, "modulation", time) + time).chunk(SLOTS, dim=1)
         return Modulation(*rows[:3]), Modulation(*rows[3:])
 
 
@@ -125,7 +125,7 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """``x (B, L, D)``, ``time (B, D)`` (before the slot projection) to ``(B, L, 4 C)``."""
-        shift, scale = (cast_like(self.modulation, time) + time[:, None]).chunk(2, dim=1)
+        shift, scale = (current(self, "modulation", time) + time[:, None]).chunk(2, dim=1)
         out: Tensor = self.head(modulate(layer_norm(x, self.eps), shift, scale))
         return out
 

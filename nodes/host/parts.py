@@ -18,10 +18,10 @@ from ...wan.checkpoint import (
     detect_text_config,
     detect_transformer_config,
     detect_vae_config,
+    family_defaults,
     find_tokenizer,
     open_checkpoint,
 )
-from ...wan.pipeline import family_defaults
 from ...wan.text import UMT5Encoder, check_vocabulary
 from ...wan.transformer import WanTransformer
 from ...wan.vae import WanVAE

@@ -15,8 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wanexperts.tests.wan.family import write_family
+from wanexperts.wan.checkpoint import BUNDLED
 from wanexperts.wan.cli import main
-from wanexperts.wan.pipeline import BUNDLED, Pipeline, Request
+from wanexperts.wan.pipeline import Pipeline, Request
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red circle moves left"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from wanexperts.tiny.evaluate import arrange, score
 from wanexperts.tiny.export import WEIGHTS
-from wanexperts.wan.pipeline import Pipeline, find_parts
+from wanexperts.wan.checkpoint import find_parts
+from wanexperts.wan.pipeline import Pipeline
 
 PROMPTS = 8
 

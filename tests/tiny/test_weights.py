@@ -8,8 +8,9 @@ from wanexperts.tiny.export import FILES, WEIGHTS, fold
 from wanexperts.tiny.judge import look
 from wanexperts.tiny.train_experts import TextAttention, attend_rows
 from wanexperts.tiny.train_vae import initialise
-from wanexperts.wan.checkpoint import load_text_encoder, load_vae, read_header
+from wanexperts.wan.checkpoint import load_text_encoder, load_vae
 from wanexperts.wan.config import TINY
+from wanexperts.wan.files import read_header
 from wanexperts.wan.transformer import WanTransformer
 from wanexperts.wan.vae import WanVAE, normalize
 
@@ -23,7 +24,8 @@ CONFIGS = {
 
 @pytest.mark.parametrize("role", CONFIGS)
 def test_headers_tell_role_and_configuration(role):
-    tensors, metadata = read_header(WEIGHTS / FILES[role])
+    header = read_header(WEIGHTS / FILES[role])
+    tensors, metadata = header.tensors, header.metadata
     assert (metadata["wan_role"], metadata["format"]) == (role, "pt")
     assert json.loads(metadata["wan_config"]) == json.loads(json.dumps(asdict(CONFIGS[role])))
     assert {info.dtype for info in tensors.values()} <= {"BF16", "U8"}

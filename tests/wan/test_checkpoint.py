@@ -14,6 +14,7 @@ from wanexperts.wan.checkpoint import (
     detect_text_config,
     detect_transformer_config,
     detect_vae_config,
+    identify,
     load_text_encoder,
     load_transformer,
     load_vae,
@@ -30,8 +31,8 @@ TEXT = TextConfig(
 )
 
 
-def expert_state(config: TransformerConfig = EXPERT) -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
+def expert_state(config: TransformerConfig = EXPERT, seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
     return {k: torch.randn_like(v) for k, v in WanTransformer(config).state_dict().items()}
 
 
@@ -74,11 +75,12 @@ def test_a_missing_shard_is_named(tmp_path):
         open_checkpoint(folder)
 
 
-def test_loading_maps_the_file_and_casts_only_when_asked(tmp_path):
+def test_only_what_is_not_narrower_is_cast_at_load(tmp_path):
     state = {key: tensor.bfloat16() for key, tensor in expert_state().items()}
     path = write_expert(tmp_path / "expert.safetensors", state)
     assert load_transformer(path).head.head.weight.dtype == torch.bfloat16
-    assert load_transformer(path, dtype=torch.float32).head.head.weight.dtype == torch.float32
+    assert load_transformer(path, dtype=torch.float32).head.head.weight.dtype == torch.bfloat16
+    assert load_transformer(path, dtype=torch.float16).head.head.weight.dtype == torch.float16
 
 
 def test_vae_file(tmp_path):
@@ -124,15 +126,15 @@ def test_text_encoder_without_tokenizer_is_refused(tmp_path):
     ],
 )
 def test_role_from_header_then_name(tmp_path, name, metadata, role):
-    assert open_checkpoint(write_expert(tmp_path / name, **metadata)).role == role
+    assert identify(open_checkpoint(write_expert(tmp_path / name, **metadata))).role == role
 
 
 def test_role_from_the_official_folder_name(tmp_path):
     folder = write_sharded(tmp_path / "low_noise_model", expert_state())
-    assert open_checkpoint(folder).role == "low_noise"
+    assert identify(open_checkpoint(folder)).role == "low_noise"
     (tmp_path / "low vram").mkdir()
     path = write_expert(tmp_path / "low vram" / "expert_1.safetensors")
-    assert open_checkpoint(path).role is None
+    assert identify(open_checkpoint(path)).role is None
 
 
 class TestRefusals:
@@ -201,10 +203,10 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"1 missing \(first: blocks\.1\.ffn\.0\.weight\)"):
             load_transformer(path)
 
-    def test_scaled_fp8(self, tmp_path):
-        state = {**expert_state(), "scaled_fp8": torch.zeros(2)}
+    def test_a_packing_that_is_not_read(self, tmp_path):
+        state = {**expert_state(), "blocks.0.ffn.0.weight_scale_2": torch.zeros(2)}
         path = write_expert(tmp_path / "expert.safetensors", state)
-        with pytest.raises(ValueError, match="quantised with scales"):
+        with pytest.raises(ValueError, match="quantised as NVFP4, which is not read"):
             open_checkpoint(path, "transformer")
 
     def test_same_expert_twice(self, tmp_path):
@@ -214,7 +216,7 @@ class TestRefusals:
 
     def test_swapped_experts(self, tmp_path):
         high = open_checkpoint(write_expert(tmp_path / "high.safetensors"))
-        low = open_checkpoint(write_expert(tmp_path / "low.safetensors"))
+        low = open_checkpoint(write_expert(tmp_path / "low.safetensors", expert_state(seed=1)))
         check_pair(high, low)
         with pytest.raises(ValueError, match="the experts are swapped"):
             check_pair(low, high)

@@ -20,10 +20,10 @@ from wanexperts.tests.wan.family import (
     write_expert,
     write_family,
 )
-from wanexperts.wan.checkpoint import load_text_encoder, load_transformer, load_vae
+from wanexperts.wan.checkpoint import find_parts, load_text_encoder, load_transformer, load_vae
 from wanexperts.wan.config import NEGATIVE_PROMPT, T2V_A14B, TINY
 from wanexperts.wan.guidance import cfg
-from wanexperts.wan.pipeline import Pipeline, Request, find_parts, make_noise
+from wanexperts.wan.pipeline import Pipeline, Request, make_noise
 from wanexperts.wan.schedule import make_schedule
 from wanexperts.wan.solvers import SOLVERS, SolverState
 from wanexperts.wan.text import UMT5Encoder, encode_prompt
@@ -257,7 +257,7 @@ def test_defaults_come_from_the_header_then_the_sizes(parts, tmp_path: Path) -> 
     for role, path in bare.items():
         config = replace(TINY.transformer, text_dim=TEXT.dim)
         write_expert(path, f"{role}_noise", 1)
-        save_file(random_state(WanTransformer(config), 1), path, metadata={"wan_config": "{"})
+        save_file(random_state(WanTransformer(config), len(role)), path, metadata={"wan_config": "{"})
     assert Pipeline.load(**(parts | bare)).defaults == T2V_A14B.sampling
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .keys import hf_key, official_key
+from ..keys.text import hf_key, official_key
 from .tokenizer import Tokenizer, check_vocabulary, clean
 from .umt5 import UMT5Encoder
 

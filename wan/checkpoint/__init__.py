@@ -1,0 +1,43 @@
+"""Published weights: any layout -> one view of official keys, checked before a weight is read."""
+
+from .card import format_card
+from .defaults import family_defaults
+from .identity import Identity, check_pair, identify, same_weights
+from .layouts import KINDS, SPIECE_KEY, Checkpoint, open_checkpoint
+from .load import (
+    check_keys,
+    fill,
+    find_tokenizer,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+    weights,
+)
+from .parts import BUNDLED, PARTS, find_parts
+from .sizes import detect_text_config, detect_transformer_config, detect_vae_config
+
+__all__ = [
+    "BUNDLED",
+    "KINDS",
+    "PARTS",
+    "SPIECE_KEY",
+    "Checkpoint",
+    "Identity",
+    "check_keys",
+    "check_pair",
+    "detect_text_config",
+    "detect_transformer_config",
+    "detect_vae_config",
+    "family_defaults",
+    "fill",
+    "find_parts",
+    "find_tokenizer",
+    "format_card",
+    "identify",
+    "load_text_encoder",
+    "load_transformer",
+    "load_vae",
+    "open_checkpoint",
+    "same_weights",
+    "weights",
+]

@@ -1,0 +1,231 @@
+"""Published layouts as one view: official key -> where the tensor lies. Nothing but headers is read.
+
+Read: single files (safetensors, .pth, GGUF) in official, diffusers or transformers names, bare or
+prefixed; folders of shards with an index; diffusers component folders.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..files import Header, TensorInfo, read_header, read_tensors
+from ..keys import text as text_keys
+from ..keys import transformer as transformer_keys
+from ..keys import vae as vae_keys
+from ..quant import Quant
+from .packing import Packing, find_packing
+
+PREFIXES = (
+    "model.diffusion_model.",
+    "diffusion_model.",
+    "text_encoders.umt5xxl.transformer.",
+    "text_encoder.transformer.",
+    "first_stage_model.",
+    "vae.",
+    "model.",
+)
+SPIECE_KEY = "spiece_model"
+KINDS = {
+    "transformer": "an expert (diffusion model)",
+    "vae": "a VAE",
+    "text_encoder": "an umT5 text encoder",
+}
+MARKERS = {
+    "transformer": "head.modulation",
+    "vae": "decoder.middle.0.residual.0.gamma",
+    "text_encoder": "blocks.0.pos_embedding.embedding.weight",
+}
+"""A tensor, by its official key, that only one kind of network has."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A file or folder whose headers were read.
+
+    Attributes:
+        path: the file or folder.
+        kind: a key of ``KINDS``.
+        layout: how its tensors are named and spread, in words.
+        container: ``safetensors``, ``gguf`` or ``pickle``.
+        tensors: official key -> where the tensor lies; scales and markers are not among them.
+        quants: layer (official key without ``.weight``) -> how its weight is packed.
+        scales: ``<layer>.weight_scale`` (and ``<layer>.input_scale``) -> where the scale lies.
+        metadata: of the headers, and ``boundary_ratio`` of the diffusers repository around it.
+    """
+
+    path: Path
+    kind: str
+    layout: str
+    container: str
+    tensors: Mapping[str, TensorInfo]
+    quants: Mapping[str, Quant]
+    scales: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold its tensors."""
+        return sorted({info.file for info in [*self.tensors.values(), *self.scales.values()]})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk of all its files."""
+        return sum(file.stat().st_size for file in self.files)
+
+    def shape(self, key: str, axes: int) -> tuple[int, ...]:
+        """Shape of one tensor of ``axes`` axes; ValueError names the file when it has not got it."""
+        if key not in self.tensors:
+            raise ValueError(
+                f"{self.path} has no tensor {key!r}; it is incomplete, download it again"
+            )
+        shape = self.tensors[key].shape
+        if len(shape) != axes:
+            raise ValueError(
+                f"{self.path} holds {key!r} with {len(shape)} axes, not {axes}; choose another file"
+            )
+        return shape
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All tensors and weight scales, mapped from disk: pages are read when they are first used."""
+        wanted = {**self.tensors, **self.scales}
+        out: dict[str, Tensor] = {}
+        for file in self.files:
+            names = {key: info.name for key, info in wanted.items() if info.file == file}
+            found = read_tensors(file, set(names.values()))
+            out |= {key: found[name] for key, name in names.items()}
+        return out
+
+    def read(self, *keys: str) -> list[Tensor]:
+        """Some of the tensors, mapped from disk."""
+        infos = [self.tensors[key] for key in keys]
+        return [read_tensors(info.file, [info.name])[info.name] for info in infos]
+
+
+def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint:
+    """Read the headers of a file or folder and say what it is.
+
+    Args:
+        path: a weight file, an official expert folder or a diffusers component folder.
+        expected: ``transformer``, ``vae`` or ``text_encoder``; None accepts any.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: no weight file, truncated, unknown, packed in an unknown way, or not what was
+            expected.
+    """
+    path = Path(path)
+    header, sharded = _read_folder(path) if path.is_dir() else (_read_file(path), False)
+    tensors, spelling = _official(_strip(header.tensors))
+    kind = next((kind for kind, marker in MARKERS.items() if marker in tensors), None)
+    want = KINDS[expected] if expected else "Wan weights"
+    if kind is None:
+        first = next(iter(header.tensors), "nothing")
+        raise ValueError(f"{path} is not {want} (it holds {first!r}, ...); choose another file")
+    if expected and kind != expected:
+        raise ValueError(f"{path} is {KINDS[kind]}, not {want}; choose another file")
+    packing: Packing = find_packing(path, tensors, header.metadata)
+    spread = "shards" if sharded else "one file"
+    return Checkpoint(
+        path=path,
+        kind=kind,
+        layout=f"{spelling} names, {spread}",
+        container=header.container,
+        tensors=packing.tensors,
+        quants=packing.quants,
+        scales=packing.scales,
+        metadata=header.metadata,
+    )
+
+
+def _read_file(path: Path) -> Header:
+    header = read_header(path)
+    if path.name.startswith("diffusion_pytorch_model"):  # one component of a diffusers repository
+        return _with_config(path.parent, header)
+    return header
+
+
+def _read_folder(folder: Path) -> tuple[Header, bool]:
+    """The headers of a folder as one, and whether they are shards listed by an index."""
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        return _read_shards(folder, indexes[0]), True
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) != 1:
+        raise ValueError(
+            f"{folder} holds {len(files)} .safetensors files and no index; "
+            "choose one expert's folder (high_noise_model or low_noise_model) or a file"
+        )
+    header = read_header(files[0])
+    return _with_config(folder, header), False
+
+
+def _read_shards(folder: Path, index: Path) -> Header:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+        outside = [name for name in names if Path(name).name != name]
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of shards; download the folder again") from error
+    if outside:
+        raise ValueError(
+            f"{index} names {outside[0]!r}, which is not in its folder; download the folder again"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] = {}
+    for name in names:
+        shard = read_header(folder / name)
+        tensors |= {key: info for key, info in shard.tensors.items() if weight_map.get(key) == name}
+        metadata |= shard.metadata
+    missing = sorted(set(weight_map) - set(tensors))
+    if missing:
+        raise ValueError(
+            f"{folder} lacks {len(missing)} tensors its index lists (first: {missing[0]}); "
+            "download the folder again"
+        )
+    header = Header(container="safetensors", tensors=tensors, metadata=metadata)
+    return _with_config(folder, header)
+
+
+def _with_config(folder: Path, header: Header) -> Header:
+    """The header with the boundary that the diffusers repository around ``folder`` states."""
+    try:
+        index: Any = json.loads((folder.parent / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return header  # no diffusers repository
+    ratio = index.get("boundary_ratio") if isinstance(index, dict) else None
+    if not isinstance(ratio, float):
+        return header
+    metadata = {"boundary_ratio": repr(ratio), **header.metadata}
+    return Header(container=header.container, tensors=header.tensors, metadata=metadata)
+
+
+def _strip(names: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """Names without the prefix that most of them share."""
+    for prefix in PREFIXES:
+        if sum(name.startswith(prefix) for name in names) * 2 > len(names):
+            return {name.removeprefix(prefix): info for name, info in names.items()}
+    return dict(names)
+
+
+def _official(names: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], str]:
+    """Official keys, and whose names the file used; a name that no table knows stays as it is."""
+    for spelling, belongs, translate in _SPELLINGS:
+        if any(belongs.match(name) for name in names):
+            return {translate(name) or name: info for name, info in names.items()}, spelling
+    return dict(names), "official"
+
+
+_SPELLINGS = (
+    ("diffusers", re.compile(r"blocks\.\d+\.attn1\."), transformer_keys.official_key),
+    ("diffusers", re.compile(r"(encoder|decoder)\.conv_in\."), vae_keys.official_key),
+    ("transformers", re.compile(r"encoder\.block\.\d+\."), text_keys.official_key),
+    # GGUF
+)
+"""Whose names, a name only they have, and the way to the official one."""

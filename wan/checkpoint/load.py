@@ -1,0 +1,138 @@
+"""Checked headers to networks: tensors stay mapped from disk and packed, layers unpack at use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..attention import Attention, sdpa
+from ..files.gguf import read_tokenizer
+from ..ops import Ops, TorchOps
+from ..quant import replace_layers
+from ..text import Tokenizer, UMT5Encoder
+from ..transformer import WanTransformer
+from ..vae import WanVAE
+from .layouts import SPIECE_KEY, Checkpoint, open_checkpoint
+from .sizes import detect_text_config, detect_transformer_config, detect_vae_config
+
+SPIECE_FILE = "spiece.model"
+
+
+def check_keys(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless the file has every wanted tensor in its shape and nothing else."""
+    stored = checkpoint.tensors
+    missing = [key for key in wanted if key not in stored]
+    extra = [key for key in stored if key not in wanted and key != SPIECE_KEY]
+    wrong = [
+        f"{key} {stored[key].shape} instead of {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in stored and stored[key].shape != tuple(tensor.shape)
+    ]
+    problems = {"missing": missing, "unknown": extra, "misshapen": wrong}
+    told = [f"{len(v)} {k} (first: {v[0]})" for k, v in problems.items() if v]
+    if told:
+        raise ValueError(
+            f"{checkpoint.path} does not fit: {', '.join(told)}; choose a complete file of this model"
+        )
+
+
+def weights(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """The tensors a network wants, in the dtype it should hold them in.
+
+    Only what is stored wider than ``dtype``, or as wide in another format, is converted, tensor by
+    tensor. All else stays mapped as it is: layers cast and unpack at use, which is exact.
+    """
+    state = checkpoint.state_dict()
+    state.pop(SPIECE_KEY, None)
+    # The networks have no place for activation scales: they never multiply in low precision.
+    state = {key: tensor for key, tensor in state.items() if not key.endswith(".input_scale")}
+    kept = {f"{layer}.weight" for layer in checkpoint.quants} | set(checkpoint.scales)
+    for key, tensor in state.items():
+        if dtype is None or key in kept or tensor.dtype == dtype:
+            continue
+        if tensor.dtype.itemsize >= dtype.itemsize:
+            state[key] = tensor.to(dtype)
+    return state
+
+
+def fill(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
+    """Load mapped tensors into a module built on the meta device; ValueError lists what differs."""
+    check_keys(module.state_dict(), checkpoint)
+    replace_layers(module, checkpoint.quants)
+    module.load_state_dict(weights(checkpoint, dtype), assign=True)
+    module.eval().requires_grad_(False)
+
+
+def load_transformer(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    ops: Ops = TorchOps,
+    attention: Attention = sdpa,
+) -> WanTransformer:
+    """One expert on the CPU in eval mode; weights stay mapped unless stored wider than ``dtype``."""
+    checkpoint = open_checkpoint(path, "transformer")
+    config = detect_transformer_config(checkpoint)
+    meta = torch.device("meta")
+    model = WanTransformer(config, ops=ops, attention=attention, device=meta, dtype=dtype)
+    fill(model, checkpoint, dtype)
+    return model
+
+
+def load_vae(path: str | Path, *, dtype: torch.dtype | None = None, ops: Ops = TorchOps) -> WanVAE:
+    """The VAE on the CPU in eval mode."""
+    checkpoint = open_checkpoint(path, "vae")
+    vae = WanVAE(detect_vae_config(checkpoint), ops=ops, device=torch.device("meta"), dtype=dtype)
+    fill(vae, checkpoint, dtype)
+    return vae
+
+
+def load_text_encoder(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    ops: Ops = TorchOps,
+    tokenizer: str | Path | None = None,
+) -> tuple[UMT5Encoder, Tokenizer]:
+    """The umT5 encoder on the CPU in eval mode, and its tokenizer, see :func:`find_tokenizer`."""
+    checkpoint = open_checkpoint(path, "text_encoder")
+    found = find_tokenizer(checkpoint, tokenizer)
+    config = detect_text_config(checkpoint)
+    encoder = UMT5Encoder(config, ops=ops, device=torch.device("meta"), dtype=dtype)
+    fill(encoder, checkpoint, dtype)
+    return encoder, found
+
+
+def find_tokenizer(checkpoint: Checkpoint, given: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a text encoder.
+
+    Args:
+        checkpoint: the text encoder.
+        given: a ``spiece.model`` to use; None looks inside the file, then beside it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if given is not None:
+        return Tokenizer.from_file(Path(given))
+    if SPIECE_KEY in checkpoint.tensors:
+        return Tokenizer(bytes(checkpoint.read(SPIECE_KEY)[0].tolist()))
+    if checkpoint.container == "gguf" and (pieces := read_tokenizer(checkpoint.path)):
+        return Tokenizer(pieces)
+    for folder in _tokenizer_folders(checkpoint.path):
+        if (folder / SPIECE_FILE).is_file():
+            return Tokenizer.from_file(folder / SPIECE_FILE)
+    raise ValueError(
+        f"{checkpoint.path} holds no tokenizer; put umT5's spiece.model beside it, "
+        "or use umt5_xxl_fp16.safetensors, which carries it"
+    )
+
+
+def _tokenizer_folders(path: Path) -> list[Path]:
+    """Where a tokenizer may lie: beside the file, as in the official repository, as in diffusers'."""
+    folder = path if path.is_dir() else path.parent
+    places = [folder, folder / "google" / "umt5-xxl"]
+    return [*places, path.parent / "tokenizer"] if path.is_dir() else places

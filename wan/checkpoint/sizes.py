@@ -1,0 +1,90 @@
+"""Sizes of a network, from the shapes of its tensors alone."""
+
+from __future__ import annotations
+
+import re
+
+from ..config import TextConfig, TransformerConfig, VAEConfig
+from .layouts import Checkpoint
+
+HEAD_DIM = 128
+OTHER_VARIANTS = {
+    "vace_patch_embedding.weight": "a VACE model",
+    "control_adapter.conv.weight": "a camera-control model",
+    "ref_conv.weight": "a Fun-Control model",
+    "img_emb.proj.0.bias": "a Wan2.1 image-to-video model",
+    "casual_audio_encoder.encoder.final_linear.weight": "a speech-to-video model",
+    "audio_proj.audio_proj_glob_1.layer.bias": "a HuMo model",
+    "face_adapter.fuser_blocks.0.k_norm.weight": "an Animate model",
+}
+"""Tensors that only one other Wan model has."""
+OTHER_CHANNELS = {
+    (36, 16): "an image-to-video expert (I2V-A14B or Fun-InP)",
+    (52, 16): "a Fun-Control expert",
+    (48, 48): "the TI2V-5B model",
+}
+"""Input and output channels of other Wan models."""
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+
+
+def _layers(checkpoint: Checkpoint) -> int:
+    """How many blocks there are; a damaged file that skips numbers must not make us build them."""
+    found = {match[1] for key in checkpoint.tensors if (match := _BLOCK.match(key))}
+    if found != {str(index) for index in range(len(found))}:
+        raise ValueError(f"{checkpoint.path} lacks some of its blocks; download it again")
+    return len(found)
+
+
+def detect_transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
+    """Sizes of a text-to-video expert, from its shapes; ValueError names other variants."""
+    path = checkpoint.path
+    for key, variant in OTHER_VARIANTS.items():
+        if key in checkpoint.tensors:
+            raise ValueError(f"{path} is {variant}; choose a Wan2.2 text-to-video expert")
+    dim = checkpoint.shape("head.modulation", 3)[-1]
+    in_dim = checkpoint.shape("patch_embedding.weight", 5)[1]
+    out_dim = checkpoint.shape("head.head.weight", 2)[0] // 4
+    if (in_dim, out_dim) != (16, 16):
+        variant = OTHER_CHANNELS.get((in_dim, out_dim), "another model")
+        raise ValueError(
+            f"{path} is {variant}: it maps {in_dim} to {out_dim} channels, text-to-video experts "
+            "map 16 to 16; choose a Wan2.2 T2V-A14B expert"
+        )
+    if not dim or dim % HEAD_DIM:
+        raise ValueError(
+            f"{path} has width {dim}, not a multiple of {HEAD_DIM}; choose another file"
+        )
+    return TransformerConfig(
+        dim=dim,
+        ffn_dim=checkpoint.shape("blocks.0.ffn.0.weight", 2)[0],
+        num_heads=dim // HEAD_DIM,
+        num_layers=_layers(checkpoint),
+        text_dim=checkpoint.shape("text_embedding.0.weight", 2)[1],
+        freq_dim=checkpoint.shape("time_embedding.0.weight", 2)[1],
+    )
+
+
+def detect_vae_config(checkpoint: Checkpoint) -> VAEConfig:
+    """Sizes of a Wan2.1-architecture VAE; ValueError for the 48-channel Wan2.2 VAE."""
+    z_dim = checkpoint.shape("conv2.weight", 5)[0]
+    if z_dim != VAEConfig().z_dim:
+        raise ValueError(
+            f"{checkpoint.path} is a VAE of {z_dim} latent channels; T2V-A14B needs the Wan2.1 VAE "
+            f"({VAEConfig().z_dim} channels), for example wan_2.1_vae.safetensors"
+        )
+    return VAEConfig(dim=checkpoint.shape("encoder.conv1.weight", 5)[0])
+
+
+def detect_text_config(checkpoint: Checkpoint) -> TextConfig:
+    """Sizes of an umT5 encoder."""
+    vocab_size, dim = checkpoint.shape("token_embedding.weight", 2)
+    num_buckets, num_heads = checkpoint.shape("blocks.0.pos_embedding.embedding.weight", 2)
+    return TextConfig(
+        vocab_size=vocab_size,
+        dim=dim,
+        attn_dim=checkpoint.shape("blocks.0.attn.q.weight", 2)[0],
+        num_heads=num_heads,
+        ffn_dim=checkpoint.shape("blocks.0.ffn.fc1.weight", 2)[0],
+        num_layers=_layers(checkpoint),
+        num_buckets=num_buckets,
+    )

@@ -1,0 +1,10 @@
+"""Placeholder: GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def read_tokenizer(path: Path) -> bytes | None:
+    """None: not read yet."""
+    return None

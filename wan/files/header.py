@@ -1,0 +1,62 @@
+"""What a weight file says about itself before any weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_TORCH_NAMES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F4": "float4_e2m1fn_x2",
+}
+DTYPES: Mapping[str, torch.dtype] = {
+    name: getattr(torch, attribute)
+    for name, attribute in _TORCH_NAMES.items()
+    if hasattr(torch, attribute)
+}
+"""Plain dtypes by the name safetensors gives them, as far as this torch has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor lies and how it is stored."""
+
+    file: Path
+    name: str
+    """The name in the file."""
+    dtype: str
+    """As safetensors spells it (``F32``, ``BF16``, ``F8_E4M3``, ``I8``, ``U8`` ...) in every container;
+    for packed GGUF tensors the name of the packing (``Q8_0``, ``Q4_K`` ...)."""
+    shape: tuple[int, ...]
+    """Of the weight, not of its packed bytes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """Tensors by stored name, and the metadata, of one file."""
+
+    container: str
+    """``safetensors``, ``gguf`` or ``pickle``."""
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
