@@ -25,6 +25,7 @@ from ...wan.config import (
 from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
 from . import compat
+from .patches import patch_at_use
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +244,7 @@ def build_model(
     if not compat.is_dynamic(patcher):
         model.to(offload)
     compat.load_model_weights(model, weights, assign=compat.is_dynamic(patcher))
+    patch_at_use(patcher)
     return patcher
 
 

@@ -28,6 +28,8 @@ IMAGE_EXPERT = replace(CORE_EXPERT, in_dim=36)
 DIFFUSION_MODELS, TEXT_ENCODERS, VAE = "diffusion_models", "text_encoders", "vae"
 LORAS, LORA = "loras", "random_lora.safetensors"
 LORA_LAYERS = ("blocks.0.self_attn.v", "blocks.1.ffn.0")
+MODULATION_LORA = "modulation_lora.safetensors"
+MODULATIONS = ("blocks.0.modulation", "head.modulation")
 IMAGE_HIGH, IMAGE_LOW = "image_high_noise.safetensors", "image_low_noise.safetensors"
 HF_TEXT_FILE = "hf_umt5.safetensors"
 HIGH, LOW = "random_high_noise.safetensors", "random_low_noise.safetensors"
@@ -72,6 +74,18 @@ def write_lora(path: Path) -> None:
     save_file(state, path)
 
 
+def write_modulation_lora(path: Path) -> None:
+    """Full differences of two ``modulation`` parameters and one bias, with ComfyUI's keys."""
+    model, generator = WanTransformer(EXPERT), torch.Generator().manual_seed(10)
+    state = {}
+    for name in (*MODULATIONS, "blocks.1.ffn.0.bias"):
+        leaf = "diff_b" if name.endswith(".bias") else "diff"
+        shape = model.get_parameter(name).shape
+        key = f"diffusion_model.{name.removesuffix('.bias')}.{leaf}"
+        state[key] = torch.randn(shape, generator=generator)
+    save_file(state, path)
+
+
 def write_wide_vae(folder: Path) -> str:
     """A VAE of the published width, 250 MB, in ``folder``; returns its name."""
     name = "random_vae_96.safetensors"
@@ -104,6 +118,7 @@ def write_all(models: Path) -> None:
     same = {hf_key(k) or k: v for k, v in random_state(UMT5Encoder(TEXT), 3).items()}
     _save(same, texts / HF_TEXT_FILE, "text_encoder", bf16)
     write_lora(models / LORAS / LORA)
+    write_modulation_lora(models / LORAS / MODULATION_LORA)
     whole = (experts / HIGH).read_bytes()
     (experts / TRUNCATED).write_bytes(whole[: len(whole) // 2])
     (experts / TWIN).write_bytes(whole)

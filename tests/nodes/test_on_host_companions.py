@@ -70,7 +70,7 @@ def test_a_lora_of_the_core_loader(host, random_models):
     got = saved_latents(host, host.run(through(graph, "model", loader)))
     lora = load_file(random_models / files.LORAS / files.LORA)
     path = random_models / files.DIFFUSION_MODELS / files.HIGH
-    expert, text = load_transformer(path, dtype=torch.float32), contexts(random_models)[0]
+    expert, text = load_transformer(path).float(), contexts(random_models)[0]
     for name in files.LORA_LAYERS:
         down, up = (lora[f"diffusion_model.{name}.lora_{side}.weight"] for side in ("down", "up"))
         expert.get_submodule(name).weight.data += 0.7 * up @ down
