@@ -202,7 +202,7 @@ def test_no_write_permission(models: Path, capsys) -> None:
             **{p: models / f"{p}.safetensors" for p in ("high", "low", "vae", "text")}
         )
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("wanexperts.wan.cli.open_pipeline", lambda _: pipeline)
+            patch.setattr("wanexperts.wan.cli.generate.open_pipeline", lambda _: pipeline)
             root = os.geteuid() == 0
             if root:
                 os.seteuid(65534)

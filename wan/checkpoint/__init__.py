@@ -7,6 +7,7 @@ from .layouts import KINDS, SPIECE_KEY, Checkpoint, open_checkpoint
 from .load import (
     check_keys,
     fill,
+    find_pieces,
     find_tokenizer,
     load_text_encoder,
     load_transformer,
@@ -31,6 +32,7 @@ __all__ = [
     "family_defaults",
     "fill",
     "find_parts",
+    "find_pieces",
     "find_tokenizer",
     "format_card",
     "identify",

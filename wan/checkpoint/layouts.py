@@ -104,8 +104,16 @@ class Checkpoint:
 
     def read(self, *keys: str) -> list[Tensor]:
         """Some of the tensors, mapped from disk."""
-        infos = [self.tensors[key] for key in keys]
-        return [read_tensors(info.file, [info.name])[info.name] for info in infos]
+        return [_read(self.tensors[key]) for key in keys]
+
+    def scale(self, layer: str) -> Tensor | None:
+        """The scale of a packed weight, None if its packing has none beside it."""
+        info = self.scales.get(f"{layer}.weight_scale")
+        return None if info is None else _read(info)
+
+
+def _read(info: TensorInfo) -> Tensor:
+    return read_tensors(info.file, [info.name])[info.name]
 
 
 def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint:

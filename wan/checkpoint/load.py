@@ -107,24 +107,30 @@ def load_text_encoder(
 
 
 def find_tokenizer(checkpoint: Checkpoint, given: str | Path | None = None) -> Tokenizer:
-    """The tokenizer of a text encoder.
+    """The tokenizer of a text encoder, see :func:`find_pieces`."""
+    return Tokenizer(find_pieces(checkpoint, given))
+
+
+def find_pieces(checkpoint: Checkpoint, given: str | Path | None = None) -> bytes:
+    """The sentencepiece model of a text encoder.
 
     Args:
         checkpoint: the text encoder.
         given: a ``spiece.model`` to use; None looks inside the file, then beside it.
 
     Raises:
+        OSError: ``given`` cannot be read.
         ValueError: there is none.
     """
     if given is not None:
-        return Tokenizer.from_file(Path(given))
+        return Path(given).read_bytes()
     if SPIECE_KEY in checkpoint.tensors:
-        return Tokenizer(bytes(checkpoint.read(SPIECE_KEY)[0].tolist()))
+        return bytes(checkpoint.read(SPIECE_KEY)[0].tolist())
     if checkpoint.container == "gguf" and (pieces := read_tokenizer(checkpoint.path)):
-        return Tokenizer(pieces)
+        return pieces
     for folder in _tokenizer_folders(checkpoint.path):
         if (folder / SPIECE_FILE).is_file():
-            return Tokenizer.from_file(folder / SPIECE_FILE)
+            return (folder / SPIECE_FILE).read_bytes()
     raise ValueError(
         f"{checkpoint.path} holds no tokenizer; put umT5's spiece.model beside it, "
         "or use umt5_xxl_fp16.safetensors, which carries it"

@@ -6,3 +6,8 @@ from __future__ import annotations
 def official_key(name: str) -> str | None:
     """None: no table yet."""
     return None
+
+
+def diffusers_key(name: str) -> str | None:
+    """None: no table yet."""
+    return None

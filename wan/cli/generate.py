@@ -1,88 +1,35 @@
-"""``python -m wan generate``: from a prompt to an mp4 without a host."""
+"""``generate``: from a prompt to an mp4."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import signal
-import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn, TextIO
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from . import __version__
-from .checkpoint import BUNDLED, PARTS, find_parts
-from .config import SamplingConfig
-from .pipeline import Pipeline, Plan, Request
-from .sampling import Progress
-from .schedule import SCHEDULES
-from .solvers import SOLVERS
-from .video import VideoWriter, check_writable, contact_sheet, save_png, whole_file
+from .. import __version__
+from ..checkpoint import BUNDLED, PARTS, find_parts
+from ..config import SamplingConfig
+from ..pipeline import Pipeline, Plan, Request
+from ..sampling import Progress
+from ..schedule import SCHEDULES
+from ..solvers import SOLVERS
+from ..video import VideoWriter, check_writable, contact_sheet, save_png, whole_file
+from .bar import Bar
 
-FAILED, BAD_INPUT = 1, 2
-INTERRUPTED = 130
 SHEET_FRAMES = 18
 SHEET_COLUMNS = 6
-BAR_WIDTH = 30
 
 _SETTINGS = [field.name for field in fields(SamplingConfig)]
 
 
-class Bar:
-    """Progress on one line of a terminal; elsewhere one line at the end of each phase."""
-
-    def __init__(self, stream: TextIO) -> None:
-        """Draw on ``stream``."""
-        self._stream = stream
-        self._label = ""
-        self._started = 0.0
-
-    def show(self, label: str, done: int, total: int) -> None:
-        """``done`` of ``total`` in the phase ``label``; a new label starts a new line."""
-        live = self._stream.isatty()
-        if label != self._label:
-            self.close()
-            self._label, self._started = label, time.monotonic()
-        filled = BAR_WIDTH * done // max(1, total)
-        seconds = time.monotonic() - self._started
-        line = f"{label:18} [{'#' * filled:{BAR_WIDTH}}] {done}/{total}  {seconds:.0f} s"
-        if live:
-            self._stream.write(f"\r{line:79}")
-        elif done == total:
-            self._stream.write(f"{line}\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """End the line under way."""
-        if self._label and self._stream.isatty():
-            self._stream.write("\n")
-        self._label = ""
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence instead of the whole usage."""
-        self.exit(BAD_INPUT, f"error: {message}; see --help\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line; defaults of settings are the family's, found in the weights."""
-    parser = _Parser(
-        prog="python -m wan", description="Wan2.2 text to video: two experts, one run."
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate")
-    generate = commands.add_parser(
-        "generate", help="from a prompt to an mp4", description="From a prompt to an mp4."
-    )
+def add_arguments(generate: argparse.ArgumentParser) -> None:
+    """Defaults of settings are the family's, found in the weights."""
     generate.add_argument("--prompt", required=True, help="what the clip shows, English or Chinese")
     generate.add_argument("--out", required=True, type=Path, help="the mp4 to write")
     generate.add_argument("--contact-sheet", type=Path, metavar="PNG", help="frames as one image")
@@ -96,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     for part, name in PARTS.items():
         weights.add_argument(f"--{part}", type=Path, help=f"{name}: file or official folder")
     weights.add_argument("--device", help="torch device; default: cuda if there is one")
-    return parser
+    weights.add_argument(
+        "--allow-mismatch", action="store_true",
+        help="run two experts that do not look like a pair",
+    )  # fmt: skip
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
@@ -119,44 +69,7 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, default=0, help="of the initial noise, default 0")
 
 
-class _Interrupt:
-    """Ctrl-C that is remembered: compiled code under way may turn it into an error of its own."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        self.seen = True
-        raise KeyboardInterrupt
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 0, 1 if the run failed, 2 for bad input, 130 when interrupted."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    bar, interrupt = Bar(sys.stderr), _Interrupt()
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        generate(build_parser().parse_args(argv), bar)
-    except (KeyboardInterrupt, ArithmeticError, ValueError, OSError, RuntimeError) as error:
-        bar.close()
-        return _report(error, interrupted=interrupt.seen)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    return 0
-
-
-def _report(error: BaseException, *, interrupted: bool) -> int:
-    """Say in one sentence what ended the run; returns the exit code. Errors of ours are raised again."""
-    if interrupted or isinstance(error, KeyboardInterrupt):
-        print("interrupted; no unfinished file was left", file=sys.stderr)
-        return INTERRUPTED
-    if not isinstance(error, (ArithmeticError, ValueError, OSError, torch.OutOfMemoryError)):
-        raise error
-    print(f"error: {error}", file=sys.stderr)
-    return BAD_INPUT if isinstance(error, (ValueError, OSError)) else FAILED
-
-
-def generate(given: argparse.Namespace, bar: Bar) -> None:
+def run(given: argparse.Namespace, bar: Bar) -> None:
     """One clip; raises before any weight is read if the input cannot work."""
     pipeline = open_pipeline(given)
     request = read_request(given, pipeline.defaults)
@@ -201,7 +114,12 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
     parts = named if len(named) == len(PARTS) else find_parts(given.models or BUNDLED, named)
     device = _device(given.device) if given.device else None
     return Pipeline.load(
-        high=parts["high"], low=parts["low"], vae=parts["vae"], text=parts["text"], device=device
+        high=parts["high"],
+        low=parts["low"],
+        vae=parts["vae"],
+        text=parts["text"],
+        device=device,
+        allow_mismatch=given.allow_mismatch,
     )
 
 

@@ -1,0 +1,27 @@
+"""``convert``: weights or a LoRA from one published layout to another."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..checkpoint import open_checkpoint
+from ..convert import DTYPES, LAYOUTS, convert
+from .bar import Bar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A source, a target and what it shall be."""
+    parser.add_argument("source", type=Path, help="weight file or folder, or a LoRA file")
+    parser.add_argument("out", type=Path, help="file or folder to make")
+    parser.add_argument(
+        "--to", required=True, choices=LAYOUTS, help="layout of the weights",
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights; default: as stored")
+
+
+def run(given: argparse.Namespace, bar: Bar) -> None:
+    """Convert and print the files made; raises ValueError or OSError before anything is written."""
+    dtype = DTYPES[given.dtype] if given.dtype else None
+    for path in convert(open_checkpoint(given.source), given.out, layout=given.to, dtype=dtype):
+        print(path)

@@ -1,0 +1,56 @@
+"""``inspect``: what weight and LoRA files are, and whether two experts are a pair."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..checkpoint import Checkpoint, format_card, open_checkpoint
+from ..checkpoint.identity import identify, pair_problems
+from ..keys.roles import LOW
+from .bar import Bar
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Any number of files."""
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="weight file, folder or LoRA"
+    )
+
+
+def run(given: argparse.Namespace, bar: Bar) -> None:
+    """Print a card for each file; two experts are compared too.
+
+    Raises:
+        ValueError: some files cannot be used; the others have been told of.
+    """
+    experts: list[Checkpoint] = []
+    flawed = 0
+    for path in given.files:
+        card, usable = _card(path, experts)
+        print(card)
+        flawed += not usable
+    if len(experts) == 2:
+        print(_pair(*experts))
+    if flawed:
+        raise ValueError(f"{flawed} of {len(given.files)} files cannot be used")
+
+
+def _card(path: Path, experts: list[Checkpoint]) -> tuple[str, bool]:
+    """What to say of one file, and whether it can be used; an expert is added to ``experts``."""
+    try:
+        checkpoint = open_checkpoint(path)
+        card = format_card(checkpoint)
+    except (ValueError, OSError) as error:
+        return f"not usable: {error}", False
+    if checkpoint.kind == "transformer":
+        experts.append(checkpoint)
+    return card, True
+
+
+def _pair(first: Checkpoint, second: Checkpoint) -> str:
+    high, low = (second, first) if identify(first).role == LOW else (first, second)
+    problems = pair_problems(high, low)
+    if problems:
+        return "\n".join(f"not a pair: {problem}" for problem in problems)
+    return f"a pair: {high.path.name} is high noise, {low.path.name} low noise"
