@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from .paths import shown
 
 _TORCH_NAMES = {
     "BOOL": "bool",
@@ -60,3 +62,12 @@ class Header:
     """``safetensors``, ``gguf`` or ``pickle``."""
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+
+
+def asked(path: Path, names: Iterable[str], held: Container[str]) -> list[str]:
+    """``names`` as they came; ValueError if the file does not hold one of them."""
+    names = list(names)
+    for name in names:
+        if name not in held:
+            raise ValueError(f"{shown(path)} holds no tensor '{shown(name)}'; use another file")
+    return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .header import DTYPES, Header, TensorInfo
+from .header import DTYPES, Header, TensorInfo, asked
 from .paths import shown
 
 HEADER_LIMIT = 100 * 1024 * 1024
@@ -30,14 +31,10 @@ def read_header(path: Path) -> Header:
     size = path.stat().st_size
     with path.open("rb") as handle:
         length = int.from_bytes(handle.read(8), "little")
-        if size < 10 or length > HEADER_LIMIT or handle.read(1) not in b"{ \t\r\n":
-            raise ValueError(
-                f"{shown(path)} is not a weight file of a known kind; "
-                "use a .safetensors, .gguf or .pth download"
-            )
+        if length > HEADER_LIMIT:
+            raise _damaged(path, f"it announces a header of {length} bytes")
         if 8 + length > size:
             raise _truncated(path, size, 8 + length)
-        handle.seek(8)
         raw = handle.read(length)
     entries = _parse(path, raw)
     metadata = _metadata(path, entries.pop("__metadata__", None))
@@ -57,7 +54,8 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
     """Tensors by stored name, mapped from disk: pages are read when they are first used."""
     try:
         with safe_open(str(path), framework="pt") as handle:
-            return {name: handle.get_tensor(name) for name in names}
+            held = set(handle.keys())
+            return {name: handle.get_tensor(name) for name in asked(path, names, held)}
     except SafetensorError as error:
         raise _damaged(path, shown(error)) from error
 
@@ -89,8 +87,7 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"{twice!r} is named twice")
     return made
 
