@@ -1,0 +1,36 @@
+"""LoRAs of every published dialect: read, resolved on an expert, measured, applied."""
+
+from __future__ import annotations
+
+from .apply import apply_loras, parameter_shapes
+from .deltas import Delta, Diff, DoRA, LoHa, LoKr, LowRank, Set
+from .file import ANY, LoraFile, Scaling, Section, read_lora
+from .naming import find_partner, lora_role
+from .report import RelativeNorm, coverage, relative_norm, scaling
+from .resolve import Resolved, Unused, resolve
+
+__all__ = [
+    "ANY",
+    "Delta",
+    "Diff",
+    "DoRA",
+    "LoHa",
+    "LoKr",
+    "LoraFile",
+    "LowRank",
+    "RelativeNorm",
+    "Resolved",
+    "Scaling",
+    "Section",
+    "Set",
+    "Unused",
+    "apply_loras",
+    "coverage",
+    "find_partner",
+    "lora_role",
+    "parameter_shapes",
+    "read_lora",
+    "relative_norm",
+    "resolve",
+    "scaling",
+]

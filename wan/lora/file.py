@@ -1,0 +1,176 @@
+"""Reading a LoRA file: which experts it speaks to, how it is scaled, what it says of itself."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from ..files import TensorInfo, read_header, read_tensors
+from ..keys.roles import HIGH, LOW
+from .dialects import MARKERS, parse
+from .naming import lora_base, lora_role
+
+ANY = "any"
+_PEFT_CONFIG = "adapter_config.json"
+_CONFIG_LIMIT = 1024 * 1024
+_EXPERT = {HIGH: "transformer.", ANY: "transformer.", LOW: "transformer_2."}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scaling:
+    """How a low-rank delta without its own ``alpha`` is scaled, as PEFT's configuration says."""
+
+    alpha: float | None = None
+    alphas: Mapping[str, float]
+    """Of single modules, by the end of their name."""
+    stabilised: bool = False
+    """Rank-stabilised LoRA: ``alpha / sqrt(rank)`` instead of ``alpha / rank``."""
+
+    def factor(self, module: str, rank: int, alpha: float | None) -> float:
+        """The scale of one module; no alpha anywhere counts as ``alpha = rank``."""
+        if alpha is None:
+            own = (a for name, a in self.alphas.items() if f".{module}".endswith(f".{name}"))
+            alpha = next(own, self.alpha)
+        if alpha is None:
+            alpha = float(rank)
+        return float(alpha / (rank**0.5 if self.stabilised else rank))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Section:
+    """The tensors of a file that belong to one expert, by stored key."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    scaling: Scaling
+    dialect: str
+    """Whose key prefix most of them have: ``ComfyUI``, ``kohya``, ``diffusers``, ``PEFT``, ``LyCORIS``,
+    ``DiffSynth``, or ``bare`` for none."""
+
+    def read(self) -> dict[str, Tensor]:
+        """All of them, mapped from disk."""
+        return read_tensors(self.path, self.tensors)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraFile:
+    """A LoRA file whose header was read.
+
+    Attributes:
+        path: the file.
+        metadata: of its header.
+        sections: ``any`` (the keys do not say which expert), or ``high_noise`` and ``low_noise`` or one of them.
+    """
+
+    path: Path
+    metadata: Mapping[str, str]
+    sections: Mapping[str, Section]
+
+    @property
+    def role(self) -> str | None:
+        """The expert that the file is for by its keys, metadata or name; None if for both or unknown."""
+        told = set(self.sections) - {ANY}
+        if told:
+            return told.pop() if len(self.sections) == 1 else None
+        return lora_role(self.path, self.metadata)
+
+    @property
+    def base(self) -> str | None:
+        """``Wan2.1`` or ``Wan2.2`` as far as keys, metadata or name tell."""
+        image = any(
+            mark in key
+            for section in self.sections.values()
+            for key in section.tensors
+            for mark in ("k_img", "add_k_proj", "img_emb", "image_embedder")
+        )
+        if not image and (self.role or set(self.sections) - {ANY}):
+            return "Wan2.2"  # only this release has two experts
+        return lora_base(self.path, self.metadata) or ("Wan2.1" if image else None)
+
+
+def read_lora(path: str | Path) -> LoraFile:
+    """Read the header of a LoRA.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no weight file, damaged, or not a LoRA.
+    """
+    path = Path(path)
+    header = read_header(path)
+    sections: dict[str, dict[str, TensorInfo]] = {}
+    dialects: dict[str, Counter[str]] = {}
+    for key, info in header.tensors.items():
+        spelled = parse(key)
+        name = (spelled.role if spelled else None) or ANY
+        sections.setdefault(name, {})[key] = info
+        dialects.setdefault(name, Counter())[spelled.dialect if spelled else ""] += bool(spelled)
+    if not any(sum(counts.values()) for counts in dialects.values()):
+        first = next(iter(header.tensors), "nothing")
+        raise ValueError(f"{path} is not a LoRA (it holds {first!r}, ...); choose a LoRA file")
+    if LOW in sections and ANY in sections:
+        # Both experts in one file: the first one's keys carry no number.
+        sections.setdefault(HIGH, {}).update(sections.pop(ANY))
+        dialects.setdefault(HIGH, Counter()).update(dialects.pop(ANY))
+    config = _peft_config(path, header.metadata)
+    return LoraFile(
+        path=path,
+        metadata=header.metadata,
+        sections={
+            name: Section(
+                path=path,
+                tensors={k: info for k, info in tensors.items() if k not in MARKERS},
+                scaling=_scaling(config, name),
+                dialect=dialects[name].most_common(1)[0][0],
+            )
+            for name, tensors in sections.items()
+        },
+    )
+
+
+def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
+    """PEFT's configuration from the header, where diffusers writes it, or from the file beside."""
+    beside = path.parent / _PEFT_CONFIG
+    told = metadata.get("lora_adapter_metadata")
+    if told is None and path.stem.startswith("adapter_model") and beside.is_file():
+        told = beside.read_text(encoding="utf-8") if _small(beside) else None
+    try:
+        config = json.loads(told or "{}")
+    except ValueError:
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} has a damaged PEFT configuration; download it again")
+    if str(config.get("peft_type", "LORA")).upper() != "LORA":
+        raise ValueError(
+            f"{path} is an adapter of PEFT's type {config['peft_type']}, of which only LORA is read; "
+            "convert it with the tool that trained it"
+        )
+    if str(metadata.get("use_rslora", "")).lower() == "true":
+        config.setdefault("use_rslora", True)
+    return config
+
+
+def _small(path: Path) -> bool:
+    return path.stat().st_size <= _CONFIG_LIMIT
+
+
+def _scaling(config: Mapping[str, object], name: str) -> Scaling:
+    prefix = _EXPERT[name]
+
+    def told(field: str) -> object:
+        return config.get(f"{prefix}{field}", config.get(field))
+
+    alpha, alphas = told("lora_alpha"), told("alpha_pattern")
+    return Scaling(
+        alpha=float(alpha) if isinstance(alpha, int | float) else None,
+        alphas={
+            str(module): float(value)
+            for module, value in (alphas.items() if isinstance(alphas, dict) else ())
+            if isinstance(value, int | float)
+        },
+        stabilised=told("use_rslora") is True,
+    )
