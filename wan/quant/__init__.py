@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from .formats import FORMATS, Format, Quant, dequantise, packed_shape, quant_format
-from .layers import QuantEmbedding, QuantLinear, layer_shape, packed_layer, replace_layers
+from .layers import (
+    PackedLayer,
+    QuantEmbedding,
+    QuantLinear,
+    layer_shape,
+    packed_layer,
+    replace_layers,
+)
 
 __all__ = [
     "FORMATS",
     "Format",
+    "PackedLayer",
     "Quant",
     "QuantEmbedding",
     "QuantLinear",

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from .gguf import PACKINGS, Packing
 
-_SLAB = 1 << 22
-"""Weights unpacked at a time: temporaries stay at tens of MiB and, on a CPU, near the cache."""
+_SLAB = 1 << 24
+_CPU_SLAB = 1 << 20
+"""Weights unpacked at a time: enough to be worth a GPU's launches, few enough for a CPU's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,8 +140,9 @@ def dequantise(weight: Tensor, scale: Tensor | None, quant: Quant, dtype: torch.
 
 
 def _slabs(out: Tensor) -> Iterator[slice]:
-    """Runs of rows, ``_SLAB`` numbers each."""
-    step = max(1, _SLAB // max(1, out.shape[1]))
+    """Runs of rows, a slab of numbers each."""
+    numbers = _CPU_SLAB if out.device.type == "cpu" else _SLAB
+    step = max(1, numbers // max(1, out.shape[1]))
     return (slice(start, start + step) for start in range(0, len(out), step))
 
 
