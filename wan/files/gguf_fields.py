@@ -50,7 +50,7 @@ class Reader:
         """Move on; returns the place left."""
         begin = self.position
         if count > self.limit - begin:
-            raise Damaged("its header runs past the end of the file")
+            raise Damaged("its header runs past the end of the file, or past 100 MB")
         self.position = begin + count
         return begin
 
