@@ -234,6 +234,6 @@ _SPELLINGS = (
     ("diffusers", re.compile(r"blocks\.\d+\.attn1\."), transformer_keys.official_key),
     ("diffusers", re.compile(r"(encoder|decoder)\.conv_in\."), vae_keys.official_key),
     ("transformers", re.compile(r"encoder\.block\.\d+\."), text_keys.official_key),
-    # GGUF
+    ("GGUF", re.compile(r"enc\.blk\.\d+\."), text_keys.gguf_key),
 )
 """Whose names, a name only they have, and the way to the official one."""
