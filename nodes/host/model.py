@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_base
@@ -22,10 +23,12 @@ from ...wan.config import (
     SamplingConfig,
     TransformerConfig,
 )
+from ...wan.quant import Quant
 from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
 from . import compat
 from .patches import patch_at_use
+from .quant import META, count_parameters, has_packed_layers, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +176,15 @@ class HostModel(comfy.model_base.WAN21):
             )
         return found
 
+    def state_dict_for_saving(self, *given: Any, **options: Any) -> dict[str, Tensor]:
+        """As every model's; packed weights are refused, because no file of ours would say how."""
+        if has_packed_layers(self.diffusion_model):
+            raise ValueError(
+                "this MODEL has packed weights (GGUF, int8 or fp8 per channel), which cannot be "
+                "saved; load the fp16, bf16 or scaled fp8 file to save a model"
+            )
+        return super().state_dict_for_saving(*given, **options)
+
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
         """Bytes of activations for latents ``(B, C, T, h, w)``, see :func:`activation_bytes`.
 
@@ -215,37 +227,59 @@ class ModelConfig(comfy.supported_models.WAN21_T2V):
 
 
 def build_model(
-    config: TransformerConfig, weights: dict[str, Tensor], sampling: SamplingConfig
+    config: TransformerConfig,
+    weights: dict[str, Tensor],
+    sampling: SamplingConfig,
+    quants: Mapping[str, Quant] | None = None,
 ) -> Any:
     """A MODEL of one expert.
 
     Args:
         config: sizes of the expert.
-        weights: official keys to tensors; emptied.
+        weights: official keys to tensors, packed ones with their scales.
         sampling: how this model wants to be sampled; KSampler takes its shift.
+        quants: layer -> how its weight is packed.
 
     Returns:
-        A ModelPatcher with the weights on the offload device, in the dtype ComfyUI chose.
+        A ModelPatcher. Its weights stay mapped from their file and packed, unless they are stored
+        wider than the dtype ComfyUI chose.
     """
+    quants = quants or {}
     device, offload = mm.get_torch_device(), mm.unet_offload_device()
     shell = ModelConfig({"image_model": "wan2.1", "dim": config.dim, "config": config})
     shell.sampling_settings["shift"] = sampling.shift
+    stored = None if quants else comfy.utils.weight_dtype(weights)
     dtype = mm.unet_dtype(
         device=device,
-        model_params=comfy.utils.calculate_parameters(weights),
+        model_params=count_parameters(weights, quants),
         supported_dtypes=shell.supported_inference_dtypes,
-        weight_dtype=comfy.utils.weight_dtype(weights),
+        weight_dtype=stored,
     )
-    cast = mm.unet_manual_cast(dtype, device, shell.supported_inference_dtypes)
+    # As for ComfyUI's own quantised models: what is packed has no dtype that could be computed in.
+    cast = mm.unet_manual_cast(None if quants else dtype, device, shell.supported_inference_dtypes)
     shell.set_inference_dtype(dtype, cast)
-    model = shell.get_model({})
+    model = shell.get_model({}, device=META)
+    model.device = offload
     model.wan_sampling = sampling
     patcher = compat.patcher_class()(model, load_device=device, offload_device=offload)
-    if not compat.is_dynamic(patcher):
+    wide = stored is not None and stored.itemsize > dtype.itemsize
+    if wide and not compat.is_dynamic(patcher):  # which pages in and converts what it pages
+        _narrow(weights, dtype)
+    load_weights(model.diffusion_model, weights, quants, compute=cast or dtype)
+    if not wide:
+        compat.keep_stored_dtypes(model.diffusion_model)
+    if not mm.is_device_cpu(offload):
         model.to(offload)
-    compat.load_model_weights(model, weights, assign=compat.is_dynamic(patcher))
+    patcher = compat.settled(patcher, plain=has_packed_layers(model.diffusion_model))
     patch_at_use(patcher)
     return patcher
+
+
+def _narrow(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Round what is stored wider than ``dtype``, one tensor at a time."""
+    for key, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.dtype.itemsize > dtype.itemsize:
+            weights[key] = tensor.to(dtype)
 
 
 def same_model(first: Any, second: Any) -> bool:

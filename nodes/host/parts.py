@@ -7,8 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ...wan.checkpoint import (
     SPIECE_KEY,
@@ -22,15 +21,15 @@ from ...wan.checkpoint import (
     find_tokenizer,
     open_checkpoint,
 )
+from ...wan.quant import replace_layers
 from ...wan.text import UMT5Encoder, check_vocabulary
 from ...wan.transformer import WanTransformer
 from ...wan.vae import WanVAE
 from . import files
 from .model import build_model
+from .quant import META
 from .text import build_clip
 from .vae import HostVAE
-
-META = torch.device("meta")
 
 
 def open_experts(high: str, low: str) -> tuple[Checkpoint, Checkpoint]:
@@ -41,7 +40,7 @@ def open_experts(high: str, low: str) -> tuple[Checkpoint, Checkpoint]:
     )
     check_pair(*pair)
     for checkpoint in pair:
-        check_keys(_shapes(WanTransformer, detect_transformer_config(checkpoint)), checkpoint)
+        _check(checkpoint, WanTransformer, detect_transformer_config(checkpoint))
     return pair
 
 
@@ -49,7 +48,7 @@ def open_text_encoder(name: str) -> Checkpoint:
     """A complete text encoder with its tokenizer; raises ValueError or OSError otherwise."""
     checkpoint = _open(files.TEXT_ENCODERS, name, "text_encoder")
     config = detect_text_config(checkpoint)
-    check_keys(_shapes(UMT5Encoder, config), checkpoint)
+    _check(checkpoint, UMT5Encoder, config)
     pieces = _pieces(checkpoint.path, files.stamp(checkpoint.path))
     check_vocabulary(pieces, config.vocab_size, name)
     return checkpoint
@@ -58,21 +57,26 @@ def open_text_encoder(name: str) -> Checkpoint:
 def open_vae(name: str) -> Checkpoint:
     """A complete VAE; raises ValueError or OSError otherwise."""
     checkpoint = _open(files.VAE, name, "vae")
-    check_keys(_shapes(WanVAE, detect_vae_config(checkpoint)), checkpoint)
+    _check(checkpoint, WanVAE, detect_vae_config(checkpoint))
     return checkpoint
 
 
 def load_expert(checkpoint: Checkpoint) -> Any:
     """The MODEL of one expert."""
-    config = detect_transformer_config(checkpoint)
-    return build_model(config, checkpoint.state_dict(), family_defaults(checkpoint))
+    return build_model(
+        detect_transformer_config(checkpoint),
+        checkpoint.state_dict(),
+        family_defaults(checkpoint),
+        checkpoint.quants,
+    )
 
 
 def load_clip(checkpoint: Checkpoint) -> Any:
     """The CLIP of a text encoder."""
     weights = checkpoint.state_dict()
     weights.pop(SPIECE_KEY, None)
-    return build_clip(detect_text_config(checkpoint), find_tokenizer(checkpoint), weights)
+    config, tokenizer = detect_text_config(checkpoint), find_tokenizer(checkpoint)
+    return build_clip(config, tokenizer, weights, checkpoint.quants)
 
 
 def load_vae(checkpoint: Checkpoint) -> HostVAE:
@@ -84,11 +88,18 @@ def _open(folder: str, name: str, kind: str) -> Checkpoint:
     return open_checkpoint(files.find(folder, name), kind)
 
 
-# Both are asked for each prompt that is queued, and take a second at the real sizes.
+def _check(checkpoint: Checkpoint, network: Callable[..., nn.Module], config: Any) -> None:
+    """Raise ValueError unless the file fills a network of ``config``, packed as it is."""
+    skeleton = _skeleton(network, config)
+    check_keys(skeleton.state_dict(), checkpoint)
+    replace_layers(skeleton, checkpoint.quants, lambda layer, _: layer)
+
+
+# This and the next are asked for each prompt that is queued, and take a second at the real sizes.
 @lru_cache(maxsize=8)
-def _shapes(network: Callable[..., nn.Module], config: Any) -> dict[str, Tensor]:
-    """Names and shapes of a network's tensors, without their memory."""
-    return network(config, device=META).state_dict()
+def _skeleton(network: Callable[..., nn.Module], config: Any) -> nn.Module:
+    """A network without its memory."""
+    return network(config, device=META)
 
 
 @lru_cache(maxsize=8)

@@ -18,10 +18,9 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
 from ...wan.ops import Patch, set_patches
+from ...wan.quant.layers import PackedLayer
 
 KEY = "wan_experts"
-PACKED = "wan_packed"
-"""Attribute of layers that unpack their ``weight`` at use, so that nothing can be written into it."""
 
 
 def patch_at_use(patcher: Any) -> None:
@@ -32,7 +31,9 @@ def patch_at_use(patcher: Any) -> None:
 
 def _renew(patcher: Any, *_: Any) -> None:
     for module, name, key in _passed_over(patcher.model):
-        set_patches(module, name, _functions(patcher, key))
+        # The host's patches work in place; unpacked numbers are nobody else's.
+        copy = not isinstance(module, PackedLayer)
+        set_patches(module, name, _functions(patcher, key, copy))
 
 
 def _forget(patcher: Any, unpatch_all: bool = True) -> None:
@@ -46,7 +47,7 @@ def _passed_over(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Module, name and key of each parameter that the host leaves alone when it loads ``model``."""
     for path, module in model.named_modules():
         names: list[str] = []
-        if getattr(module, PACKED, False):
+        if isinstance(module, PackedLayer):
             names = ["weight"]
         elif any(True for child in module.children() for _ in child.parameters()):
             names = [name for name, _ in module.named_parameters(recurse=False)]
@@ -54,16 +55,14 @@ def _passed_over(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             yield module, name, f"{path}.{name}"
 
 
-def _functions(patcher: Any, key: str) -> tuple[Patch, ...]:
+def _functions(patcher: Any, key: str, copy: bool) -> tuple[Patch, ...]:
     if key in patcher.backup:  # a host that does patch it keeps the original there
         return ()
     patches = tuple(patcher.patches.get(key, ()))
-    own = (partial(_calculate, patches, key),) if patches else ()
+    own = (partial(_calculate, patches, key, copy),) if patches else ()
     return own + tuple(patcher.weight_wrapper_patches.get(key, ()))
 
 
-def _calculate(patches: tuple[Any, ...], key: str, weight: Tensor) -> Tensor:
-    # A copy, because the host's patches work in place.
-    return comfy.lora.calculate_weight(
-        patches, weight.clone(), key, intermediate_dtype=torch.float32
-    )
+def _calculate(patches: tuple[Any, ...], key: str, copy: bool, weight: Tensor) -> Tensor:
+    given = weight.clone() if copy else weight
+    return comfy.lora.calculate_weight(patches, given, key, intermediate_dtype=torch.float32)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import comfy.model_management as mm
 import comfy.ops
 import comfy.sd
 import comfy.utils
@@ -12,7 +14,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ...wan.config import TextConfig
+from ...wan.quant import Quant
 from ...wan.text import Tokenizer, UMT5Encoder
+from . import compat
+from .patches import patch_at_use
+from .quant import META, count_parameters, has_packed_layers, load_weights
 
 TOKENS = "umt5xxl"
 """Key of the token lists, the one ComfyUI's own Wan text encoder uses."""
@@ -41,19 +47,14 @@ class HostTokenizer:
 class HostTextModel(nn.Module):
     """The calls ``comfy.sd.CLIP`` makes on its model, over :class:`UMT5Encoder`."""
 
-    def __init__(
-        self, config: TextConfig, *, dtype: torch.dtype | None, device: torch.device | None
-    ) -> None:
-        """Weights are stored in ``dtype`` and cast by their layers; the arithmetic is float32."""
+    def __init__(self, transformer: UMT5Encoder) -> None:
+        """``transformer`` has its weights; layers cast them, the arithmetic is float32."""
         super().__init__()
-        self.transformer = UMT5Encoder(
-            config, ops=comfy.ops.manual_cast, device=device, dtype=dtype
-        )
-        self.transformer.eval().requires_grad_(False)
-        self.text_len = config.text_len
-        self.dtypes = {dtype or torch.get_default_dtype()}
+        self.transformer = transformer
+        self.text_len = transformer.config.text_len
+        self.dtypes = {parameter.dtype for parameter in transformer.parameters()}
         self.execution_device: torch.device | None = None
-        self.device: torch.device | None = device  # kept up to date by the patcher
+        self.device: torch.device | None = None  # kept up to date by the patcher
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
         """Only the device matters; layer selection has no meaning for Wan."""
@@ -73,33 +74,44 @@ class HostTextModel(nn.Module):
         )
         return pad(hidden, (0, 0, 0, self.text_len - hidden.shape[1])), None
 
-    def load_sd(self, weights: dict[str, Tensor]) -> Any:
-        """Load official keys; returns the missing and the unexpected ones."""
-        assign = getattr(self, "can_assign_sd", False)
-        return self.transformer.load_state_dict(weights, strict=False, assign=assign)
-
 
 class _Target:
     """What ``comfy.sd.CLIP`` builds itself from."""
 
-    def __init__(self, config: TextConfig, tokenizer: Tokenizer, dtype: torch.dtype) -> None:
+    def __init__(self, model: HostTextModel, tokenizer: Tokenizer) -> None:
         self.params: dict[str, Any] = {}
-        self._config, self._tokenizer, self._dtype = config, tokenizer, dtype
+        self._model, self._tokenizer = model, tokenizer
 
-    def clip(self, *, device: torch.device | None = None, **_: Any) -> HostTextModel:
-        return HostTextModel(self._config, dtype=self._dtype, device=device)
+    def clip(self, *, device: torch.device, **_: Any) -> HostTextModel:
+        if not mm.is_device_cpu(device):
+            self._model.to(device)
+        self._model.device = device
+        return self._model
 
     def tokenizer(self, **_: Any) -> HostTokenizer:
         return HostTokenizer(self._tokenizer)
 
 
-def build_clip(config: TextConfig, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> Any:
-    """A CLIP over ``weights`` (official keys), stored in the dtype of the file."""
-    dtype = comfy.utils.weight_dtype(weights)
+def build_clip(
+    config: TextConfig,
+    tokenizer: Tokenizer,
+    weights: Mapping[str, Tensor],
+    quants: Mapping[str, Quant] | None = None,
+) -> Any:
+    """A CLIP over ``weights`` (official keys), which stay mapped from their file as they are stored.
+
+    ``quants`` says how the weights of some layers are packed.
+    """
+    quants = quants or {}
+    dtype = torch.float32 if quants else comfy.utils.weight_dtype(weights)
+    network = UMT5Encoder(config, ops=comfy.ops.manual_cast, device=META, dtype=dtype)
+    load_weights(network, weights, quants, compute=torch.float32, full_precision=True)
     clip = comfy.sd.CLIP(
-        _Target(config, tokenizer, dtype),
+        _Target(HostTextModel(network), tokenizer),
         tokenizer_data={},
-        parameters=comfy.utils.calculate_parameters(weights),
+        parameters=count_parameters(weights, quants),
     )
-    clip.load_sd(weights)
+    compat.keep_stored_dtypes(network)
+    clip.patcher = compat.settled(clip.patcher, plain=has_packed_layers(network))
+    patch_at_use(clip.patcher)
     return clip

@@ -33,6 +33,8 @@ MODULATIONS = ("blocks.0.modulation", "head.modulation")
 IMAGE_HIGH, IMAGE_LOW = "image_high_noise.safetensors", "image_low_noise.safetensors"
 HF_TEXT_FILE = "hf_umt5.safetensors"
 HIGH, LOW = "random_high_noise.safetensors", "random_low_noise.safetensors"
+FP32_HIGH = "fp32_high_noise.safetensors"
+"""As ``HIGH`` but of other weights, stored wide: what is patched in place is not rounded."""
 CORE_HIGH, CORE_LOW = "core_high_noise.safetensors", "core_low_noise.safetensors"
 TEXT_FILE, CORE_TEXT_FILE = "random_umt5.safetensors", "wide_umt5.safetensors"
 VAE_FILE = "random_vae.safetensors"
@@ -101,6 +103,7 @@ def write_all(models: Path) -> None:
         _save(random_state(WanTransformer(EXPERT), seed), experts / name, role, bf16)
         state = load_file(experts / name)
         write_shards(experts / OFFICIAL_FOLDER / f"{role}_model", state)
+    _save(random_state(WanTransformer(EXPERT), 5), experts / FP32_HIGH, "high_noise", fp32)
     for seed, (name, role) in enumerate([(CORE_HIGH, "high_noise"), (CORE_LOW, "low_noise")]):
         _save(random_state(WanTransformer(CORE_EXPERT), seed), experts / name, role, fp32)
     for seed, (name, role) in enumerate([(IMAGE_HIGH, "high_noise"), (IMAGE_LOW, "low_noise")]):

@@ -20,9 +20,11 @@ MANAGED, WHOLE, HALF, NONE = -1.0, 1.0, 0.5, 0.0
 SHARES = {"managed": MANAGED, "resident": WHOLE, "partial": HALF, "novram": NONE}
 
 
-def library_forward(models: Path, change: Mapping[str, Tensor], name: str = files.HIGH) -> Tensor:
+def library_forward(
+    models: Path, change: Mapping[str, Tensor], name: str = files.FP32_HIGH
+) -> Tensor:
     """What ``WanProbeForward`` computes, by the library, with ``change`` added to the weights."""
-    expert = load_transformer(models / files.DIFFUSION_MODELS / name).float()
+    expert = load_transformer(models / files.DIFFUSION_MODELS / name)
     for key, delta in change.items():
         expert.get_parameter(key).data += delta
     generator = torch.Generator().manual_seed(11)
@@ -45,6 +47,7 @@ def modulation_change(models: Path, strength: float) -> dict[str, Tensor]:
 def forwards(host, *steps: tuple[float | None, float]) -> list[Tensor]:
     """Forwards in one prompt, each with a LoRA of some strength (None: without) and a share."""
     loader = base_graph()[LOADER]
+    loader["inputs"]["model_high_noise"] = files.FP32_HIGH
     graph, after = {LOADER: loader}, {}
     for index, (strength, share) in enumerate(steps):
         model = (LOADER, 0)
