@@ -8,9 +8,11 @@ from .file import ANY, LoraFile, Scaling, Section, read_lora
 from .naming import find_partner, lora_role
 from .report import RelativeNorm, coverage, relative_norm, scaling
 from .resolve import Resolved, Unused, resolve
+from .write import DIALECTS, Renamed, rename
 
 __all__ = [
     "ANY",
+    "DIALECTS",
     "Delta",
     "Diff",
     "DoRA",
@@ -19,6 +21,7 @@ __all__ = [
     "LoraFile",
     "LowRank",
     "RelativeNorm",
+    "Renamed",
     "Resolved",
     "Scaling",
     "Section",
@@ -31,6 +34,7 @@ __all__ = [
     "parameter_shapes",
     "read_lora",
     "relative_norm",
+    "rename",
     "resolve",
     "scaling",
 ]

@@ -311,7 +311,10 @@ def _product(a: Tensor, b: Tensor, core: Tensor | None, device: torch.device) ->
     one, other = _wide(a, device), _wide(b, device)
     if core is None:
         return (one @ other.flatten(1)).reshape(a.shape[0], *b.shape[1:])
-    return torch.einsum("i j ..., i p, j r -> p r ...", _wide(core, device), one, other)
+    # torch.kron takes only what is contiguous.
+    return torch.einsum(
+        "i j ..., i p, j r -> p r ...", _wide(core, device), one, other
+    ).contiguous()
 
 
 def _product_shape(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[int, ...]:

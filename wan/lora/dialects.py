@@ -28,12 +28,13 @@ _PREFIXES = {
 }
 _ROLES = {"transformer_1.": HIGH, "transformer_2.": LOW}
 _UP = {"up": "up", "B": "up", "down": "down", "A": "down", "mid": "mid"}
+_UPPER_BIAS = re.compile(r"(.+?)\.lora_(B)(?:\.(?!bias$)\w+)?\.bias")
 _PARTS = [
     re.compile(
         r"(.+?)(?:\.lora_|_lora\.|\.lora\.|\.lora_linear_layer\.)(up|down|mid)(?:\.weight)?"
     ),
     re.compile(r"(.+?)\.lora_([AB])(?:\.(?!weight$|bias$)\w+)?(?:\.weight)?"),
-    re.compile(r"(.+?)\.lora_(B)(?:\.(?!bias$)\w+)?\.bias"),
+    _UPPER_BIAS,
     re.compile(r"(.+?)\.(lora_magnitude_vector)(?:\.\w+)*"),
     re.compile(
         r"(.+)\.(alpha|dora_scale|diff|diff_b|diff_m|w_norm|b_norm|set_weight"
@@ -53,19 +54,23 @@ class Spelled(NamedTuple):
     """Who writes such prefixes; ``bare`` for none."""
     role: str | None
     """The expert the prefix names, if any."""
+    name: str
+    """Of the module as the file has it."""
     module: str
-    """As spelled, without prefix."""
+    """The same without prefix."""
     part: str
     """``up``, ``down``, ``mid``, ``up_bias``, ``alpha``, ``dora_scale``, ``diff`` ... as in :mod:`.resolve`."""
 
 
 def parse(key: str) -> Spelled | None:
     """Take a key apart, or None if no LoRA tensor is called so."""
-    for number, pattern in enumerate(_PARTS):
+    for pattern in _PARTS:
         if match := pattern.fullmatch(key):
             part = _UP.get(match[2]) or _RENAMED.get(match[2], match[2])
             dialect, role, module = _strip(match[1])
-            return Spelled(dialect, role, module, "up_bias" if number == 2 else part)
+            return Spelled(
+                dialect, role, match[1], module, "up_bias" if match.re is _UPPER_BIAS else part
+            )
     return None
 
 

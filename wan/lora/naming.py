@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,60 +22,13 @@ HIGH_FROM, LOW_TO = 800, 925
 _SWAP = {"high": "low", "highnoise": "lownoise", "hn": "ln", "h": "l"}
 _SWAP |= {low: high for high, low in _SWAP.items()}
 _LETTERS = ("H", "L", "HN", "LN")
-_TECHNICAL = frozenset(
-    [
-        "lora",
-        "lokr",
-        "loha",
-        "locon",
-        "dora",
-        "adapter",
-        "model",
-        "models",
-        "expert",
-        "rank",
-        "dim",
-        "alpha",
-        "step",
-        "steps",
-        "epoch",
-        "epochs",
-        "ep",
-        "lightning",
-        "lightxv",
-        "moe",
-        "distill",
-        "distilled",
-        "seko",
-        "comfy",
-        "comfyui",
-        "kijai",
-        "diffusers",
-        "peft",
-        "wan",
-        "final",
-        "last",
-        "merged",
-        "pruned",
-        "resized",
-        "extracted",
-        "ckpt",
-        "checkpoint",
-        "fp",
-        "bf",
-        "emfn",
-        "e",
-        "s",
-        "v",
-        "k",
-        "b",
-        "r",
-        "ab",
-        "tv",
-        "iv",
-        "tiv",
-    ]
-)
+_TECHNICAL = frozenset((
+    "lora", "lokr", "loha", "locon", "dora", "adapter", "model", "models", "expert", "rank", "dim",
+    "alpha", "step", "steps", "epoch", "epochs", "ep", "lightning", "lightxv", "moe", "distill",
+    "distilled", "seko", "comfy", "comfyui", "kijai", "diffusers", "peft", "wan", "final", "last",
+    "merged", "pruned", "resized", "extracted", "ckpt", "checkpoint", "fp", "bf", "emfn", "e", "s",
+    "v", "k", "b", "r", "ab", "tv", "iv", "tiv", "and", "high", "low",
+))  # fmt: skip
 """Words that speak of the file, after their digits are taken off: ``v2``, ``rank64``, ``14b``, ``t2v``."""
 _VARYING = re.compile(
     r"(?<![a-z0-9])(rank ?\d+|r\d+|dim ?\d+|fp\d+|bf\d+|e\dm\d\w*|e\d+|ep\d+|epoch ?\d+|0\d\d+|noise|model)"
@@ -114,7 +68,7 @@ def role_in(name: str) -> str | None:
     """The expert that a LoRA's or folder's name speaks of, or None; both is None too."""
     words = list(_words(_bare(name)))
     by_weight: tuple[set[str], set[str], set[str]] = (set(), set(), set())
-    for word, after in zip(words, [*words[1:], None], strict=True):
+    for word, after in zip_longest(words, words[1:]):
         if not _speaks_of_noise(word):
             continue
         text = word.text.lower()
@@ -182,8 +136,7 @@ def find_partner(path: Path, candidates: Iterable[Path]) -> Path | None:
         None if no name fits, or if several fit equally well.
     """
     others = [other for other in candidates if other != path]
-    wanted = {str(name).casefold() for name in _exchanged(path)}
-    exact = [other for other in others if str(other).casefold() in wanted]
+    exact = [other for other in others if _exchangeable(path, other) or _exchangeable(other, path)]
     if exact:
         return exact[0] if len(exact) == 1 else None
     role = _role_of(path)
@@ -199,6 +152,10 @@ def find_partner(path: Path, candidates: Iterable[Path]) -> Path | None:
 
 def _role_of(path: Path) -> str | None:
     return role_in(path.name) or role_in(path.parent.name)
+
+
+def _exchangeable(path: Path, other: Path) -> bool:
+    return str(other).casefold() in (str(name).casefold() for name in _exchanged(path))
 
 
 def _exchanged(path: Path) -> Iterator[Path]:

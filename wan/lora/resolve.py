@@ -75,20 +75,20 @@ def resolve(section: Section, names: Names) -> Resolved:
     index = module_index(names)
     deltas: dict[str, Delta] = {}
     fitting = 0
-    for name, keys in modules.items():
-        if name not in index:
+    for (name, module), keys in modules.items():
+        if module not in index:
             left.append(Unused(name, ABSENT))
             continue
         parts = Parts(
             tensors={part: tensors[key] for part, key in keys.items()},
             scales={part: scales[key] for part, key in keys.items() if key in scales},
-            factor=partial(section.scaling.factor, name),
+            factor=partial(section.scaling.factor, module),
         )
-        found, problems = _deltas(index[name], parts, names, deltas)
+        found, problems = _deltas(index[module], parts, names, deltas)
         fitting += bool(found)
         deltas |= found
         left += [Unused(name, problem) for problem in problems]
-    count = len(modules.keys() | {each.name for each in left})
+    count = len({name for name, _ in modules} | {each.name for each in left})
     _check_foreign(section, fitting, count, left)
     return Resolved(section=section, deltas=deltas, left=tuple(left), modules=count)
 
@@ -102,31 +102,37 @@ def _read(section: Section) -> tuple[dict[str, Tensor], dict[str, float]]:
         if scaled is None:
             continue
         scale = stored.pop(key).float()
+        _check_finite(section, key, scale)
         if scale.numel() == 1:
             scales[scaled] = float(scale)
         else:
             scale = scale.reshape(-1, *[1] * (stored[scaled].ndim - 1))
             stored[scaled] = stored[scaled].float() * scale
     for key, tensor in stored.items():
-        if section.tensors[key].dtype in _FLOATS and not bool(torch.isfinite(tensor.float()).all()):
-            raise ValueError(
-                f"{section.path} holds NaN or infinite values ({key}); download it again or choose another"
-            )
+        if section.tensors[key].dtype in _FLOATS:
+            _check_finite(section, key, tensor)
     return stored, scales
+
+
+def _check_finite(section: Section, key: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor.float()).all()):
+        raise ValueError(
+            f"{section.path} holds NaN or infinite values ({key}); download it again or choose another"
+        )
 
 
 def _group(
     section: Section, tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, dict[str, str]], list[Unused]]:
-    """Keys by module and part, and the keys that are no part of anything."""
-    modules: dict[str, dict[str, str]] = {}
+) -> tuple[dict[tuple[str, str], dict[str, str]], list[Unused]]:
+    """Keys by module (with and without prefix) and part, and the keys that are no part of anything."""
+    modules: dict[tuple[str, str], dict[str, str]] = {}
     left: list[Unused] = []
     for key in tensors:
         spelled = parse(key)
         if spelled is None:
             left.append(Unused(key, "not a LoRA tensor"))
             continue
-        parts = modules.setdefault(spelled.module, {})
+        parts = modules.setdefault((spelled.name, spelled.module), {})
         dtype = section.tensors[key].dtype
         if spelled.part in parts:
             left.append(Unused(key, f"says again what {parts[spelled.part]} says"))
@@ -134,7 +140,7 @@ def _group(
             left.append(Unused(key, f"stored as {dtype}, which is not read in a LoRA"))
         else:
             parts[spelled.part] = key
-    return {name: parts for name, parts in modules.items() if parts}, left
+    return {names: parts for names, parts in modules.items() if parts}, left
 
 
 def _deltas(
