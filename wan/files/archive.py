@@ -40,9 +40,23 @@ def torch_members(path: Path) -> Members:
             listed = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, struct.error) as error:
         raise damaged(path, "its directory of parts cannot be read") from error
-    size = path.stat().st_size
     if len(listed) > MEMBER_LIMIT:
         raise damaged(path, f"it has {len(listed)} parts")
+    parts = _parts(path, listed)
+    _check_sizes(path, listed)
+    storages = {name: one for name, one in parts.items() if name.startswith("data/")}
+    if max(one.file_size for name, one in parts.items() if name not in storages) > PICKLE_LIMIT:
+        raise damaged(path, "its pickle is larger than any model's")
+    return Members(
+        pickle=parts["data.pkl"],
+        byteorder=parts.get("byteorder"),
+        sizes=frozenset(one.file_size for one in storages.values()),
+    )
+
+
+def _check_sizes(path: Path, listed: list[zipfile.ZipInfo]) -> None:
+    """Raise ValueError unless the parts lie in the file as they are, none over another."""
+    size = path.stat().st_size
     if any(one.compress_type != zipfile.ZIP_STORED or one.flag_bits & 1 for one in listed):
         raise ValueError(
             f"{shown(path)} is a compressed or encrypted archive, which torch never writes; "
@@ -53,30 +67,24 @@ def torch_members(path: Path) -> Members:
         for one in listed
     ):
         raise damaged(path, "its parts are larger than the file")
-    return _members(path, listed)
 
 
-def _members(path: Path, listed: list[zipfile.ZipInfo]) -> Members:
+def _parts(path: Path, listed: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    """The parts of a torch file by their names in its one folder."""
     names = {one.filename.lower(): one for one in listed}
     if len(names) < len(listed):
         raise damaged(path, "it has two parts of one name")
-    top = next(iter(names), "").partition("/")[0]
-    parts = {name.removeprefix(f"{top}/"): one for name, one in names.items()}
+    top = next(iter(names), "").partition("/")[0] + "/"
+    parts = {name.removeprefix(top): one for name, one in names.items()}
     if "constants.pkl" in parts:
         raise ValueError(
             f"{shown(path)} is a TorchScript program, not weights; use a .safetensors file"
         )
-    if "data.pkl" not in parts or not all(name.startswith(f"{top}/") for name in names):
+    if "data.pkl" not in parts or not all(name.startswith(top) for name in names):
         raise ValueError(
             f"{shown(path)} is a zip archive, but not of torch weights; unpack it, or use another file"
         )
-    sizes = {one.file_size for name, one in parts.items() if name.startswith("data/")}
-    small = [one for name, one in parts.items() if not name.startswith("data/")]
-    if max(one.file_size for one in small) > PICKLE_LIMIT:
-        raise damaged(path, "its pickle is larger than any model's")
-    return Members(
-        pickle=parts["data.pkl"], byteorder=parts.get("byteorder"), sizes=frozenset(sizes)
-    )
+    return parts
 
 
 def read_member(path: Path, member: zipfile.ZipInfo) -> bytes:

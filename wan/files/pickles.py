@@ -65,6 +65,8 @@ def legacy(path: Path) -> ValueError:
 
 def _load(path: Path) -> dict[str, Tensor]:
     """All tensors, mapped and checked."""
+    if path.suffix.lower() == ".safetensors":  # torch.load goes by this ending
+        raise ValueError(f"{shown(path)} is a torch file by its content; rename it to .pth")
     members = torch_members(path)
     _scan(path, read_member(path, members.pickle))
     if members.byteorder is not None:
@@ -88,23 +90,23 @@ def _load(path: Path) -> dict[str, Tensor]:
 
 def _scan(path: Path, pickle: bytes) -> None:
     """Raise ValueError if the pickle names anything but tensors; nothing is run or imported."""
-    protocol, names, strings = 0, set[str](), ("", "")
+    protocol, names, strings = 0, list[str](), ("", "")
     try:
         for code, argument, _ in pickletools.genops(pickle):
             if code.name in ("GLOBAL", "INST"):
-                names.add(str(argument))
+                names.append(str(argument))
             elif code.name == "STACK_GLOBAL":
-                names.add(" ".join(strings))
+                names.append(" ".join(strings))
             elif code.name == "PROTO":
                 protocol = int(argument or 0)
             elif isinstance(argument, str):
                 strings = (strings[1], argument)
     except ValueError as error:
         raise damaged(path, "its pickle cannot be read") from error
-    if foreign := sorted(names - _ALLOWED):
+    if foreign := [name for name in names if name not in _ALLOWED]:
         raise ValueError(
-            f"{shown(path)} holds code ({shown(foreign[0].replace(' ', '.'))}) beside its tensors and is "
-            "not loaded; use the .safetensors file of the same model"
+            f"{shown(path)} holds code or objects ({shown(foreign[0].replace(' ', '.'))}) beside its "
+            "tensors and is not loaded; use the .safetensors file of the same model"
         )
     if protocol != 2:
         raise ValueError(
