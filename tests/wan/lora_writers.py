@@ -6,6 +6,7 @@ Columns of ``MODULES``: official, diffusers, and each with underscores; ``#`` is
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -111,15 +112,21 @@ WRITERS = {
 def expert(seed: int = 0, dtype: torch.dtype = torch.float32) -> WanTransformer:
     """One random expert; norms and modulations are random too."""
     model = WanTransformer(CONFIG, dtype=dtype)
-    state = random_state(model, seed)
+    model.load_state_dict(_state(seed))
+    return model.eval().requires_grad_(False)
+
+
+@cache
+def _state(seed: int) -> dict[str, Tensor]:
+    state = random_state(WanTransformer(CONFIG), seed)
     generator = torch.Generator().manual_seed(seed)
     for key, value in state.items():
         if "norm" in key:
             state[key] = value + 0.1 * torch.randn(value.shape, generator=generator)
-    model.load_state_dict(state)
-    return model.eval().requires_grad_(False)
+    return state
 
 
+@cache
 def shapes() -> dict[str, tuple[int, ...]]:
     model = WanTransformer(CONFIG, device=torch.device("meta"))
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
