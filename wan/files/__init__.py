@@ -108,9 +108,11 @@ def _foreign(path: Path, head: bytes) -> ValueError:
         return ValueError(
             f"{shown(path)} starts with zeros: its download did not finish; download it again"
         )
-    if head.isascii() and head.decode().replace("\n", " ").replace("\r", "").isprintable():
-        start = " ".join(head[:60].decode().split())
-        return ValueError(f"{shown(path)} holds text ({start!r}), not weights; download it again")
+    words = " ".join(head.decode("ascii", errors="replace").split())
+    if words.isascii() and words.isprintable():
+        return ValueError(
+            f"{shown(path)} holds text ({words[:60]!r}), not weights; download it again"
+        )
     return ValueError(
         f"{shown(path)} is not a weight file of a known kind; "
         "use a .safetensors, .gguf or .pth download"
