@@ -8,8 +8,8 @@ low-noise expert is read at the switch, when the other one has left.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,8 @@ from .checkpoint import (
 from .config import SamplingConfig
 from .experts import Stage, boundary_at_step, check_boundary, count_high, route
 from .guidance import cfg, check_scale, needs_uncond
+from .keys.roles import HIGH, LOW
+from .lora import Resolved, apply_loras, coverage, parameter_shapes, read_lora, resolve
 from .sampling import Callback, sample
 from .schedule import Schedule, Velocity, make_schedule
 from .shapes import LatentShape, latent_shape
@@ -46,6 +48,7 @@ from .video import to_uint8
 log = logging.getLogger(__name__)
 
 MAX_SEED = 2**64 - 1
+ROLE_OF = {"high": HIGH, "low": LOW}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +68,21 @@ class Request:
     sampling: SamplingConfig
     seed: int = 0
     switch_step: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoraUse:
+    """A LoRA file to run with.
+
+    Attributes:
+        path: the file.
+        strength: any real number; 1 is what it was trained for.
+        part: ``high`` or ``low``; None lets the file say, see :attr:`~.lora.LoraFile.experts`.
+    """
+
+    path: Path
+    strength: float = 1.0
+    part: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -129,6 +147,7 @@ class Pipeline:
         device: where networks run.
         dtype: compute dtype of the experts; text and VAE run in float32, as ComfyUI's text encoder
             and the official VAE do.
+        loras: ``high`` or ``low`` -> its LoRAs with their strengths, in the order they act.
     """
 
     high: Checkpoint
@@ -138,6 +157,9 @@ class Pipeline:
     defaults: SamplingConfig
     device: torch.device
     dtype: torch.dtype
+    loras: Mapping[str, Sequence[tuple[Resolved, float]]] = field(
+        default_factory=lambda: {"high": (), "low": ()}
+    )
 
     @classmethod
     def load(
@@ -185,6 +207,21 @@ class Pipeline:
         )
         pipeline._check_parts()
         return pipeline
+
+    def with_loras(self, uses: Sequence[LoraUse], *, allow_mismatch: bool = False) -> Pipeline:
+        """The same system with these LoRAs instead of those it had; the log says what each covers.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a file is damaged, of another network, or, unless ``allow_mismatch``, for the
+                other expert.
+        """
+        experts = {"high": self.high, "low": self.low}
+        found = {
+            part: resolve_loras(uses, part, expert, allow_mismatch=allow_mismatch)
+            for part, expert in experts.items()
+        }
+        return replace(self, loras=found)
 
     def plan(self, request: Request) -> Plan:
         """Check ``request`` against this system; raises ValueError, see :func:`make_plan`."""
@@ -283,8 +320,38 @@ class _Expert:
             path = {"high": pipeline.high, "low": pipeline.low}[part].path
             log.info("reading %s", path)
             model = load_transformer(path, dtype=pipeline.dtype).to(pipeline.device)
+            apply_loras(model, pipeline.loras[part])
             self._held = part, model
         return self._held[1]
+
+
+def resolve_loras(
+    uses: Sequence[LoraUse], part: str, expert: Checkpoint, *, allow_mismatch: bool
+) -> list[tuple[Resolved, float]]:
+    """The LoRAs that act on one expert, with their strengths; the log says what each covers.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is damaged, of another network, or for the other expert.
+    """
+    role = ROLE_OF[part]
+    config = detect_transformer_config(expert)
+    names = parameter_shapes(WanTransformer(config, device=torch.device("meta")))
+    found: list[tuple[Resolved, float]] = []
+    for use in uses:
+        file = read_lora(use.path)
+        if use.part != part and (use.part or role not in file.experts):
+            continue
+        section = file.section(role)
+        if section is None or (file.role not in (None, role) and not allow_mismatch):
+            raise ValueError(
+                f"{use.path.name} is a LoRA for the other expert, not the {PARTS[part]}; "
+                "give it to that one, or allow a mismatch"
+            )
+        resolved = resolve(section, names)
+        log.warning("%s on the %s: %s", use.path.name, PARTS[part], coverage(resolved))
+        found.append((resolved, use.strength))
+    return found
 
 
 def _guided(

@@ -237,7 +237,7 @@ def test_files_that_do_not_belong_together_are_refused(parts, tmp_path: Path) ->
         ({"text": tmp_path / "small.safetensors"}, "knows .* pieces, its encoder 20"),
         ({"low": _truncated(tmp_path, parts["low"])}, "is truncated"),
         ({"vae": _without(tmp_path, parts["vae"], "conv2.bias")}, "1 missing .first: conv2.bias"),
-        ({"vae": tmp_path / "note.safetensors"}, "is not a safetensors file"),
+        ({"vae": tmp_path / "note.safetensors"}, "holds text .*, not weights"),
     ]
     for changed, sentence in flawed:
         with pytest.raises(ValueError, match=sentence):

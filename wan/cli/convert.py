@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from ..checkpoint import open_checkpoint
-from ..convert import DTYPES, LAYOUTS, convert
+from ..convert import DTYPES, LAYOUTS, convert, convert_lora
+from ..lora import DIALECTS, is_lora
 from .bar import Bar
 
 
@@ -15,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="weight file or folder, or a LoRA file")
     parser.add_argument("out", type=Path, help="file or folder to make")
     parser.add_argument(
-        "--to", required=True, choices=LAYOUTS, help="layout of the weights",
+        "--to", required=True, choices=list(dict.fromkeys([*LAYOUTS, *DIALECTS])),
+        help=f"weights: {', '.join(LAYOUTS)}; LoRA: {', '.join(DIALECTS)}",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=list(DTYPES), help="of the weights; default: as stored")
 
@@ -23,5 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, bar: Bar) -> None:
     """Convert and print the files made; raises ValueError or OSError before anything is written."""
     dtype = DTYPES[given.dtype] if given.dtype else None
-    for path in convert(open_checkpoint(given.source), given.out, layout=given.to, dtype=dtype):
+    if given.source.is_file() and is_lora(given.source):
+        made = convert_lora(given.source, given.out, dialect=given.to, dtype=dtype)
+    else:
+        made = convert(open_checkpoint(given.source), given.out, layout=given.to, dtype=dtype)
+    for path in made:
         print(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import __version__
 from ..checkpoint import BUNDLED, PARTS, find_parts
 from ..config import SamplingConfig
-from ..pipeline import Pipeline, Plan, Request
+from ..pipeline import LoraUse, Pipeline, Plan, Request
 from ..sampling import Progress
 from ..schedule import SCHEDULES
 from ..solvers import SOLVERS
@@ -25,6 +25,11 @@ from .bar import Bar
 SHEET_FRAMES = 18
 SHEET_COLUMNS = 6
 
+_LORAS = {
+    "--lora": "the expert its keys or name say, else both",
+    "--lora-high": f"the {PARTS['high']}",
+    "--lora-low": f"the {PARTS['low']}",
+}
 _SETTINGS = [field.name for field in fields(SamplingConfig)]
 
 
@@ -43,9 +48,14 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     for part, name in PARTS.items():
         weights.add_argument(f"--{part}", type=Path, help=f"{name}: file or official folder")
     weights.add_argument("--device", help="torch device; default: cuda if there is one")
+    for option, expert in _LORAS.items():
+        weights.add_argument(
+            option, action="append", default=[], metavar="FILE[:STRENGTH]",
+            help=f"LoRA for {expert}; may be repeated",
+        )  # fmt: skip
     weights.add_argument(
         "--allow-mismatch", action="store_true",
-        help="run two experts that do not look like a pair",
+        help="run experts or LoRAs that do not look as if they belong together",
     )  # fmt: skip
 
 
@@ -113,7 +123,7 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
         raise ValueError(f"without {missing}: name all four files, or their folder by --models")
     parts = named if len(named) == len(PARTS) else find_parts(given.models or BUNDLED, named)
     device = _device(given.device) if given.device else None
-    return Pipeline.load(
+    pipeline = Pipeline.load(
         high=parts["high"],
         low=parts["low"],
         vae=parts["vae"],
@@ -121,6 +131,25 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
         device=device,
         allow_mismatch=given.allow_mismatch,
     )
+    uses = [
+        *_lora_uses(given.lora, None),
+        *_lora_uses(given.lora_high, "high"),
+        *_lora_uses(given.lora_low, "low"),
+    ]
+    return pipeline.with_loras(uses, allow_mismatch=given.allow_mismatch)
+
+
+def _lora_uses(given: Sequence[str], part: str | None) -> list[LoraUse]:
+    """``FILE`` or ``FILE:STRENGTH``; a colon that no number follows belongs to the name."""
+    uses = []
+    for text in given:
+        name, colon, number = text.rpartition(":")
+        try:
+            use = LoraUse(path=Path(name), strength=float(number), part=part) if colon else None
+        except ValueError:
+            use = None
+        uses.append(use or LoraUse(path=Path(text), part=part))
+    return uses
 
 
 def _device(name: str) -> torch.device:
@@ -146,7 +175,11 @@ def read_request(given: argparse.Namespace, defaults: SamplingConfig) -> Request
 def describe(request: Request, pipeline: Pipeline) -> dict[str, object]:
     """All that is needed to make the clip again, for the file's metadata."""
     weights = {part: getattr(pipeline, part).path.name for part in PARTS}
-    return {"version": __version__, **asdict(request), "weights": weights}
+    loras = {
+        part: [[resolved.section.path.name, strength] for resolved, strength in used]
+        for part, used in pipeline.loras.items()
+    }
+    return {"version": __version__, **asdict(request), "weights": weights, "loras": loras}
 
 
 def save_latents(path: Path, latents: Tensor, metadata: dict[str, object]) -> None:

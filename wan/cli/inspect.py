@@ -8,6 +8,7 @@ from pathlib import Path
 from ..checkpoint import Checkpoint, format_card, open_checkpoint
 from ..checkpoint.identity import identify, pair_problems
 from ..keys.roles import LOW
+from ..lora import is_lora, lora_card
 from .bar import Bar
 
 
@@ -39,6 +40,8 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
 def _card(path: Path, experts: list[Checkpoint]) -> tuple[str, bool]:
     """What to say of one file, and whether it can be used; an expert is added to ``experts``."""
     try:
+        if path.is_file() and is_lora(path):
+            return lora_card(path), True
         checkpoint = open_checkpoint(path)
         card = format_card(checkpoint)
     except (ValueError, OSError) as error:

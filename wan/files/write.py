@@ -57,4 +57,4 @@ def write_safetensors(
         handle.write(len(text).to_bytes(8, "little") + text)
         for entry in entries.values():
             tensor = entry.make().to(entry.dtype).contiguous()
-            handle.write(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+            tensor.reshape(-1).view(torch.uint8).numpy().tofile(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .apply import apply_loras, parameter_shapes
+from .card import is_lora, lora_card
 from .deltas import Delta, Diff, DoRA, LoHa, LoKr, LowRank, Set
 from .file import ANY, LoraFile, Scaling, Section, read_lora
 from .naming import find_partner, lora_role
@@ -30,6 +31,8 @@ __all__ = [
     "apply_loras",
     "coverage",
     "find_partner",
+    "is_lora",
+    "lora_card",
     "lora_role",
     "parameter_shapes",
     "read_lora",

@@ -68,7 +68,10 @@ def build(parts: Parts) -> tuple[dict[str, Delta], list[str]]:
             changes["weight"] = delta
     changes |= _others(parts, changes.get("weight"))
     if isinstance(direction := changes.get("weight"), Additive):
-        magnitude = parts.take("dora_scale")
+        if (magnitude := parts.take("magnitude")) is not None:
+            magnitude = magnitude.flatten()  # PEFT's is one per row, in shapes of its own
+        else:
+            magnitude = parts.take("dora_scale")
         if magnitude is not None:
             changes["weight"] = DoRA(direction=direction, magnitude=magnitude)
     rest = set(parts.tensors) - parts.used

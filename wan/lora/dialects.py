@@ -41,7 +41,7 @@ _PARTS = [
         r"|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)"
     ),
 ]
-_RENAMED = {"lora_magnitude_vector": "dora_scale", "w_norm": "diff", "b_norm": "diff_b"}
+_RENAMED = {"lora_magnitude_vector": "magnitude", "w_norm": "diff", "b_norm": "diff_b"}
 _SCALE = re.compile(r"(.+)\.(?:scale_weight|weight_scale)")
 MARKERS = frozenset({"scaled_fp8"})
 """Tensors that say how others are stored and are nothing by themselves."""

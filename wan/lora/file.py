@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..files import TensorInfo, read_header, read_tensors
-from ..keys.roles import HIGH, LOW
+from ..keys.roles import HIGH, LOW, ROLES
 from .dialects import MARKERS, parse
 from .naming import lora_base, lora_role
 
@@ -91,6 +91,23 @@ class LoraFile:
         if not image and (self.role or set(self.sections) - {ANY}):
             return "Wan2.2"  # only this release has two experts
         return lora_base(self.path, self.metadata) or ("Wan2.1" if image else None)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """The experts it acts on unless someone says otherwise.
+
+        Those its keys or its name speak of. A Wan2.1 LoRA acts on low noise alone, as its users do:
+        it knows nothing of a division of labour, and layout is not its trade. All others act on both.
+        """
+        if told := tuple(role for role in ROLES if role in self.sections):
+            return told
+        if self.role:
+            return (self.role,)
+        return (LOW,) if self.base == "Wan2.1" else ROLES
+
+    def section(self, role: str) -> Section | None:
+        """What the file holds for one expert; None if it is for the other one by its keys."""
+        return self.sections.get(role, self.sections.get(ANY))
 
 
 def read_lora(path: str | Path) -> LoraFile:

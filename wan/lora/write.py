@@ -10,12 +10,10 @@ from torch import Tensor
 
 from ..keys.roles import LOW
 from ..keys.transformer import diffusers_key, known_keys
+from .card import BLOCKS
 from .deltas import Delta, Diff, DoRA, LoHa, LoKr, LowRank, Set
 from .file import Section
 from .resolve import Unused, resolve
-
-_BLOCKS = 64
-"""More than any Wan network has."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +61,7 @@ def rename(section: Section, dialect: str, role: str | None = None) -> Renamed:
     """
     if dialect not in DIALECTS:
         raise ValueError(f"dialect {dialect!r} is unknown; use one of {', '.join(DIALECTS)}")
-    resolved = resolve(section, dict.fromkeys(known_keys(_BLOCKS)))
+    resolved = resolve(section, dict.fromkeys(known_keys(BLOCKS)))
     return _write(resolved.deltas, DIALECTS[dialect], role, resolved.left)
 
 
@@ -131,8 +129,13 @@ def _peft_parts(leaf: str, delta: Delta, adapted: bool) -> dict[str, Tensor]:
         return {"lora_A.weight": delta.down, "lora_B.weight": _folded(delta.up, delta.scale)}
     if isinstance(delta, DoRA) and not delta.by_column:
         parts = _peft_parts(leaf, delta.direction, adapted)
-        magnitude = {"lora_magnitude_vector": delta.magnitude.flatten()}
-        return {**parts, **magnitude} if parts else {}
+        if not parts:
+            return {}
+        kernel = [1] * (
+            parts["lora_A.weight"].ndim - 2
+        )  # PEFT has (1, out, 1, 1, 1) for convolutions
+        shape = [1, -1, *kernel] if kernel else [-1]
+        return {**parts, "lora_magnitude_vector": delta.magnitude.reshape(shape)}
     if isinstance(delta, Diff) and leaf == "bias" and adapted:
         return {"lora_B.bias": _folded(delta.diff, delta.scale)}
     return {}

@@ -14,21 +14,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import (
-    SPIECE_KEY,
-    Checkpoint,
-    detect_text_config,
-    detect_transformer_config,
-    detect_vae_config,
-    find_pieces,
-    identify,
-)
-from .files.write import Entry, write_safetensors
-from .keys import text as text_keys
-from .keys import transformer as transformer_keys
-from .keys import vae as vae_keys
-from .quant import dequantise
-from .video import whole_file
+from ..checkpoint import SPIECE_KEY, Checkpoint, find_pieces, identify
+from ..files.write import Entry, write_safetensors
+from ..keys import text as text_keys
+from ..keys import transformer as transformer_keys
+from ..keys import vae as vae_keys
+from ..quant import dequantise
+from ..video import whole_file
+from .configs import component_config
 
 LAYOUTS = ("single", "official", "diffusers")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -158,7 +151,7 @@ def _write_folder(
     for file, shard in zip(files, shards, strict=True):
         with whole_file(file) as part:
             write_safetensors(part, shard, _metadata(checkpoint))
-    written = [_write_json(out / "config.json", _config(checkpoint, layout)), *files]
+    written = [_write_json(out / "config.json", component_config(checkpoint, layout)), *files]
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(entry.nbytes for entry in entries.values())},
@@ -188,81 +181,3 @@ def _shards(entries: Mapping[str, Entry], limit: int) -> list[dict[str, Entry]]:
 def _write_json(path: Path, value: Mapping[str, object]) -> Path:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     return path
-
-
-def _config(checkpoint: Checkpoint, layout: str) -> dict[str, object]:
-    if checkpoint.kind == "vae":
-        return _vae_config(checkpoint)
-    if checkpoint.kind == "text_encoder":
-        return _text_config(checkpoint)
-    return _official_config(checkpoint) if layout == "official" else _diffusers_config(checkpoint)
-
-
-def _official_config(checkpoint: Checkpoint) -> dict[str, object]:
-    """The fields that the official repository stores, others are its code's defaults."""
-    config = detect_transformer_config(checkpoint)
-    return {
-        "_class_name": "WanModel",
-        "dim": config.dim,
-        "eps": config.eps,
-        "ffn_dim": config.ffn_dim,
-        "freq_dim": config.freq_dim,
-        "in_dim": config.in_dim,
-        "model_type": "t2v",
-        "num_heads": config.num_heads,
-        "num_layers": config.num_layers,
-        "out_dim": config.out_dim,
-        "text_len": config.text_len,
-    }
-
-
-def _diffusers_config(checkpoint: Checkpoint) -> dict[str, object]:
-    config = detect_transformer_config(checkpoint)
-    return {
-        "_class_name": "WanTransformer3DModel",
-        "patch_size": list(config.patch_size),
-        "num_attention_heads": config.num_heads,
-        "attention_head_dim": config.dim // config.num_heads,
-        "in_channels": config.in_dim,
-        "out_channels": config.out_dim,
-        "text_dim": config.text_dim,
-        "freq_dim": config.freq_dim,
-        "ffn_dim": config.ffn_dim,
-        "num_layers": config.num_layers,
-        "cross_attn_norm": True,
-        "qk_norm": "rms_norm_across_heads",
-        "eps": config.eps,
-        "rope_max_seq_len": 1024,
-    }
-
-
-def _vae_config(checkpoint: Checkpoint) -> dict[str, object]:
-    config = detect_vae_config(checkpoint)
-    return {
-        "_class_name": "AutoencoderKLWan",
-        "base_dim": config.dim,
-        "z_dim": config.z_dim,
-        "dim_mult": list(config.dim_mult),
-        "num_res_blocks": config.num_res_blocks,
-        "temperal_downsample": list(config.temporal_downsample),  # its spelling
-        "latents_mean": list(config.latent_mean),
-        "latents_std": list(config.latent_std),
-    }
-
-
-def _text_config(checkpoint: Checkpoint) -> dict[str, object]:
-    config = detect_text_config(checkpoint)
-    return {
-        "architectures": ["UMT5EncoderModel"],
-        "model_type": "umt5",
-        "vocab_size": config.vocab_size,
-        "d_model": config.dim,
-        "d_kv": config.attn_dim // config.num_heads,
-        "d_ff": config.ffn_dim,
-        "num_layers": config.num_layers,
-        "num_heads": config.num_heads,
-        "relative_attention_num_buckets": config.num_buckets,
-        "relative_attention_max_distance": config.max_distance,
-        "layer_norm_epsilon": config.eps,
-        "feed_forward_proj": "gated-gelu",
-    }
