@@ -58,6 +58,6 @@ def problem(check: Callable[..., Any], *values: Any) -> bool | str:
         return True
     try:
         check(*values)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         return str(error)
     return True

@@ -14,9 +14,11 @@ from ...wan.video import check_writable
 DIFFUSION_MODELS = "diffusion_models"
 TEXT_ENCODERS = "text_encoders"
 VAE = "vae"
+LORAS = "loras"
+GGUF = ".gguf"
 
 _WEIGHTS = Path(__file__).resolve().parents[2] / "tiny" / "weights"
-_SHARD = re.compile(r"^(?P<folder>.+)[/\\]diffusion_pytorch_model-\d+-of-\d+\.safetensors$")
+_SHARD = re.compile(r"^(?P<folder>.+)[/\\][^/\\]+-\d+-of-\d+\.safetensors$")
 
 
 def offer_bundled_weights() -> None:
@@ -26,12 +28,26 @@ def offer_bundled_weights() -> None:
 
 
 def list_files(kind: str) -> list[str]:
-    """Names for a loader's list; a folder of official shards is one name, ending in ``/``."""
+    """Names for a loader's list; a folder of shards is one name, ending in ``/``.
+
+    Experts and text encoders may be GGUF files, which ComfyUI itself does not list.
+    """
+    found = folder_paths.get_filename_list(kind)
+    if kind in (DIFFUSION_MODELS, TEXT_ENCODERS):
+        found = [*found, *_gguf_files(kind)]
     names: dict[str, None] = {}
-    for name in folder_paths.get_filename_list(kind):
+    for name in found:
         shard = _SHARD.match(name)
         names[f"{shard['folder']}/" if shard else name] = None
     return list(names)
+
+
+def _gguf_files(kind: str) -> list[str]:
+    found: set[str] = set()
+    for root in folder_paths.get_folder_paths(kind):
+        names, _ = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+        found |= {name for name in names if name.lower().endswith(GGUF)}
+    return sorted(found)
 
 
 def find(kind: str, name: str) -> Path:
@@ -61,7 +77,7 @@ def stamp(path: Path) -> str:
 
     A digest, because ComfyUI writes it into the workflow inside saved files: no path may leak there.
     """
-    parts = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    parts = sorted([*path.glob("*.safetensors"), *path.glob("*.json")]) if path.is_dir() else [path]
     stats = [(str(part), part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 

@@ -72,6 +72,8 @@ class HostQuantLinear(HostPacked, QuantLinear):
 class HostQuantEmbedding(HostPacked, QuantEmbedding):
     """:class:`QuantEmbedding`; rows are looked up where the table is."""
 
+    bias = None  # ComfyUI asks every layer for it
+
     def forward(self, input: Tensor) -> Tensor:
         """Rows ``(..., dim)`` of the ids ``(...)``, on their device."""
         return super().forward(input.to(self.weight.device)).to(input.device)

@@ -10,7 +10,6 @@ import logging
 import sys
 import weakref
 
-import comfy.model_management
 import comfy.ops
 import comfy.patcher_extension
 import comfy.samplers
@@ -192,48 +191,6 @@ class WanProbeMemory:
         return (" ".join(f"{ratio:.3f}" for ratio in ratios),)
 
 
-class WanProbeForward:
-    """One forward of a MODEL, of which ``share`` is loaded; -1 leaves loading to ComfyUI."""
-
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "run"
-    CATEGORY = "tests"
-
-    @classmethod
-    def INPUT_TYPES(cls):
-        after = ("LATENT",)  # an order between several forwards
-        share = ("FLOAT", {"default": -1.0, "min": -1.0})
-        return {"required": {"model": ("MODEL",), "share": share}, "optional": {"after": after}}
-
-    def run(self, model, share, after=None):
-        if share < 0:
-            comfy.model_management.load_models_gpu([model])
-            return (self._forward(model),)
-        comfy.model_management.unload_all_models()
-        # As ComfyUI's own loading does it; 0.1 bytes is what --novram leaves for weights.
-        budget = 1e32 if share == 1 else max(0.1, share * model.model_size())
-        model.partially_load(model.load_device, budget)
-        assert model.model.model_lowvram == (share < 1)
-        try:
-            return (self._forward(model),)
-        finally:
-            model.detach()
-
-    @staticmethod
-    def _forward(model):
-        shell = model.model
-        width = getattr(shell.diffusion_model, "config", shell.diffusion_model).text_dim
-        dtype = shell.manual_cast_dtype or shell.get_dtype()
-        generator = torch.Generator().manual_seed(11)
-        x = torch.randn(1, 16, 3, 6, 8, generator=generator)
-        context = torch.randn(1, 7, width, generator=generator)
-        given = (t.to(model.load_device, dtype) for t in (x, context))
-        x, context = given
-        timestep = torch.tensor([500.0], device=model.load_device)
-        out = shell.diffusion_model(x, timestep, context=context, transformer_options={})
-        return {"samples": out.cpu().float()}
-
-
 class WanProbeLatent:
     """A LATENT filled with one value."""
 
@@ -390,7 +347,6 @@ NODE_CLASS_MAPPINGS = {
     "WanProbeClip": WanProbeClip,
     "WanProbeName": WanProbeName,
     "WanProbePatch": WanProbePatch,
-    "WanProbeForward": WanProbeForward,
     "WanProbeSampler": WanProbeSampler,
     "WanProbeMemory": WanProbeMemory,
 }

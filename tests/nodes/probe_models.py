@@ -1,0 +1,101 @@
+"""Custom nodes of the tests: how a MODEL is loaded and stored, and what one forward of it gives.
+
+Copied alone into a server's ``custom_nodes``; imports nothing of this repository.
+"""
+
+from __future__ import annotations
+
+import comfy.model_management
+import torch
+
+
+class WanProbeForward:
+    """One forward of a MODEL, of which ``share`` is loaded; -1 leaves loading to ComfyUI."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        after = ("LATENT",)  # an order between several forwards
+        share = ("FLOAT", {"default": -1.0, "min": -1.0})
+        return {"required": {"model": ("MODEL",), "share": share}, "optional": {"after": after}}
+
+    def run(self, model, share, after=None):
+        if share < 0:
+            comfy.model_management.load_models_gpu([model])
+            return (self._forward(model),)
+        comfy.model_management.unload_all_models()
+        # As ComfyUI's own loading does it; 0.1 bytes is what --novram leaves for weights.
+        budget = 1e32 if share == 1 else max(0.1, share * model.model_size())
+        model.partially_load(model.load_device, budget)
+        assert model.model.model_lowvram == (share < 1)
+        try:
+            return (self._forward(model),)
+        finally:
+            model.detach()
+
+    @staticmethod
+    def _forward(model):
+        shell = model.model
+        width = getattr(shell.diffusion_model, "config", shell.diffusion_model).text_dim
+        dtype = shell.manual_cast_dtype or shell.get_dtype()
+        generator = torch.Generator().manual_seed(11)
+        x = torch.randn(1, 16, 3, 6, 8, generator=generator)
+        context = torch.randn(1, 7, width, generator=generator)
+        given = (t.to(model.load_device, dtype) for t in (x, context))
+        x, context = given
+        timestep = torch.tensor([500.0], device=model.load_device)
+        out = shell.diffusion_model(x, timestep, context=context, transformer_options={})
+        return {"samples": out.cpu().float()}
+
+
+class WanProbeStorage:
+    """Each weight of a MODEL: key, stored dtype, and whether its bytes are those of a file (Linux)."""
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        with open("/proc/self/maps") as maps:
+            fields = [line.split() for line in maps]
+        spans = [
+            [int(end, 16) for end in line[0].split("-")]
+            for line in fields
+            if line[-1].endswith((".safetensors", ".gguf", ".pth"))
+        ]
+        lines = []
+        for key, value in model.model.diffusion_model.state_dict().items():
+            data = getattr(value, "_qdata", value)
+            place = data.data_ptr()
+            mapped = any(start <= place < end for start, end in spans)
+            lines.append(f"{key} {data.dtype} {'mapped' if mapped else 'memory'}")
+        return ("\n".join(lines),)
+
+
+class WanProbeText:
+    """A CONDITIONING's tensor as samples."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"conditioning": ("CONDITIONING",)}}
+
+    def run(self, conditioning):
+        return ({"samples": conditioning[0][0].clone()},)
+
+
+NODE_CLASS_MAPPINGS = {
+    "WanProbeForward": WanProbeForward,
+    "WanProbeStorage": WanProbeStorage,
+    "WanProbeText": WanProbeText,
+}
