@@ -16,9 +16,14 @@ from ..text import Tokenizer, UMT5Encoder
 from ..transformer import WanTransformer
 from ..vae import WanVAE
 from .layouts import SPIECE_KEY, Checkpoint, open_checkpoint
+from .packing import WAY_OUT
 from .sizes import detect_text_config, detect_transformer_config, detect_vae_config
 
 SPIECE_FILE = "spiece.model"
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""Dtypes of weights that are not packed."""
+DIFFUSERS_TEXT = "text_encoder"
+"""Folder of the encoder in a diffusers repository; its tokenizer lies in one beside it."""
 
 
 def check_keys(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
@@ -31,12 +36,22 @@ def check_keys(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
         for key, tensor in wanted.items()
         if key in stored and stored[key].shape != tuple(tensor.shape)
     ]
-    problems = {"missing": missing, "unknown": extra, "misshapen": wrong}
+    unread = [
+        f"{key} as {stored[key].dtype}"
+        for key in wanted
+        if key in stored and not _is_read(checkpoint, key)
+    ]
+    problems = {"missing": missing, "unknown": extra, "misshapen": wrong, "not readable": unread}
     told = [f"{len(v)} {k} (first: {v[0]})" for k, v in problems.items() if v]
     if told:
-        raise ValueError(
-            f"{checkpoint.path} does not fit: {', '.join(told)}; choose a complete file of this model"
-        )
+        way_out = WAY_OUT if unread else "choose a complete file of this model"
+        raise ValueError(f"{checkpoint.path} does not fit: {', '.join(told)}; {way_out}")
+
+
+def _is_read(checkpoint: Checkpoint, key: str) -> bool:
+    """Whether a weight is stored as floats, or as a matrix in a packing that is read."""
+    quant = checkpoint.quants.get(key.removesuffix(".weight"))
+    return checkpoint.tensors[key].dtype in FLOATS if quant is None else len(quant.shape) == 2
 
 
 def weights(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -141,4 +156,4 @@ def _tokenizer_folders(path: Path) -> list[Path]:
     """Where a tokenizer may lie: beside the file, as in the official repository, as in diffusers'."""
     folder = path if path.is_dir() else path.parent
     places = [folder, folder / "google" / "umt5-xxl"]
-    return [*places, path.parent / "tokenizer"] if path.is_dir() else places
+    return [*places, folder.parent / "tokenizer"] if folder.name == DIFFUSERS_TEXT else places

@@ -44,7 +44,7 @@ def find_parts(
     for path in _candidates(folder):
         try:
             part = _part(open_checkpoint(path))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             skipped = skipped or f"; not usable: {error}"
             continue
         if part is None or part in parts:
