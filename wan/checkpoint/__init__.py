@@ -5,6 +5,8 @@ from .defaults import family_defaults
 from .identity import Identity, check_pair, identify, same_weights
 from .layouts import KINDS, SPIECE_KEY, Checkpoint, open_checkpoint
 from .load import (
+    SPIECE_FILE,
+    check_complete,
     check_keys,
     fill,
     find_pieces,
@@ -21,9 +23,11 @@ __all__ = [
     "BUNDLED",
     "KINDS",
     "PARTS",
+    "SPIECE_FILE",
     "SPIECE_KEY",
     "Checkpoint",
     "Identity",
+    "check_complete",
     "check_keys",
     "check_pair",
     "detect_text_config",

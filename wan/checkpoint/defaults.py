@@ -26,8 +26,7 @@ def family_defaults(expert: Checkpoint) -> SamplingConfig:
     families = (f.sampling for f in FAMILIES.values() if f.transformer == config)
     sampling = next(families, T2V_A14B.sampling)
     if "boundary_ratio" in expert.metadata:  # of the diffusers repository around it
-        sampling = replace(sampling, boundary=float(expert.metadata["boundary_ratio"]))
-        check_boundary(sampling.boundary)
+        sampling = replace(sampling, boundary=_boundary(expert))
     told = header.get("sampling") if isinstance(header, Mapping) else None
     if not isinstance(told, Mapping):
         return sampling
@@ -39,3 +38,15 @@ def family_defaults(expert: Checkpoint) -> SamplingConfig:
     sampling = replace(sampling, **told)
     check_boundary(sampling.boundary)
     return sampling
+
+
+def _boundary(expert: Checkpoint) -> float:
+    told = expert.metadata["boundary_ratio"]
+    try:
+        boundary = float(told)
+    except ValueError as error:
+        raise ValueError(
+            f"{expert.path}: its header has boundary_ratio={told!r}; download it again"
+        ) from error
+    check_boundary(boundary)
+    return boundary

@@ -48,6 +48,19 @@ def check_keys(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
         raise ValueError(f"{checkpoint.path} does not fit: {', '.join(told)}; {way_out}")
 
 
+def check_complete(checkpoint: Checkpoint) -> None:
+    """Raise ValueError unless the file holds one whole network of its kind, see :func:`check_keys`."""
+    meta = torch.device("meta")
+    network: nn.Module
+    if checkpoint.kind == "transformer":
+        network = WanTransformer(detect_transformer_config(checkpoint), device=meta)
+    elif checkpoint.kind == "vae":
+        network = WanVAE(detect_vae_config(checkpoint), device=meta)
+    else:
+        network = UMT5Encoder(detect_text_config(checkpoint), device=meta)
+    check_keys(network.state_dict(), checkpoint)
+
+
 def _is_read(checkpoint: Checkpoint, key: str) -> bool:
     """Whether a weight is stored as floats, or as a matrix in a packing that is read."""
     quant = checkpoint.quants.get(key.removesuffix(".weight"))

@@ -7,14 +7,16 @@ shards, VAE and text encoder as ``.pth``), ``diffusers`` (one component folder w
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import SPIECE_KEY, Checkpoint, find_pieces, identify
+from ..checkpoint import SPIECE_FILE, SPIECE_KEY, Checkpoint, check_complete, find_pieces, identify
 from ..files.write import Entry, write_safetensors
 from ..keys import text as text_keys
 from ..keys import transformer as transformer_keys
@@ -55,114 +57,154 @@ def convert(
         shard_bytes: the most one shard may hold.
 
     Returns:
-        The files written, weights last but for an index.
+        The files written, weights last but for an index and a tokenizer.
 
     Raises:
-        ValueError: unknown layout, or packed weights without ``dtype``.
+        ValueError: unknown layout, packed weights without ``dtype``, or an incomplete file.
         OSError: the place cannot be written, or something is there already.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
-    if out.exists():
-        raise FileExistsError(f"{out} exists already; choose another name or remove it")
+    check_complete(checkpoint)
     plain = {key: info for key, info in checkpoint.tensors.items() if info.dtype in _STORED}
     if dtype is None and len(plain) + (SPIECE_KEY in checkpoint.tensors) < len(checkpoint.tensors):
         raise ValueError(
             f"{checkpoint.path} is packed; say which dtype to unpack it to: {', '.join(DTYPES)}"
         )
-    named = _names(checkpoint, layout)
-    entries = {name: _entry(checkpoint, key, dtype) for name, key in named.items()}
+    pieces = find_pieces(checkpoint) if checkpoint.kind == "text_encoder" else None
+    target = _Target(
+        out=out,
+        entries=_entries(checkpoint, layout, dtype),
+        metadata=_metadata(checkpoint),
+        pieces=pieces,
+    )
+    pickled = layout == "official" and checkpoint.kind != "transformer"
+    spiece = _beside(out)
+    other = pickled and pieces and spiece.exists() and spiece.read_bytes() != pieces
+    if out.exists() or other:
+        taken = out if out.exists() else spiece
+        raise FileExistsError(f"{taken} exists already; choose another name or remove it")
     if layout == "single":
-        return _write_single(checkpoint, out, entries)
-    if layout == "official" and checkpoint.kind != "transformer":
-        return _write_pth(checkpoint, out, entries)
-    return _write_folder(checkpoint, out, entries, layout=layout, shard_bytes=shard_bytes)
+        return _write_single(target)
+    if pickled:
+        return _write_pth(target)
+    config = component_config(checkpoint, layout)
+    return _write_folder(target, _SHARD_STEM[checkpoint.kind], config, shard_bytes)
 
 
-def _names(checkpoint: Checkpoint, layout: str) -> dict[str, str]:
-    """Name in the new file -> official key, in the order of the old file."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Target:
+    """What is written, known whole before the first byte."""
+
+    out: Path
+    entries: Mapping[str, Entry]
+    metadata: Mapping[str, str]
+    pieces: bytes | None
+    """The tokenizer of a text encoder."""
+
+
+def _entries(checkpoint: Checkpoint, layout: str, dtype: torch.dtype | None) -> dict[str, Entry]:
+    """The tensors by their new names, in the order of the old file."""
     foreign = layout == "diffusers" or (layout == "single" and checkpoint.kind == "text_encoder")
     rename = _DIFFUSERS_NAMES[checkpoint.kind] if foreign else str
-    return {rename(key) or key: key for key in checkpoint.tensors if key != SPIECE_KEY}
+    state = checkpoint.state_dict()
+    entries = {}
+    for key, info in checkpoint.tensors.items():
+        if key != SPIECE_KEY:
+            target = dtype or _STORED[info.dtype]
+            make = partial(_tensor, checkpoint, state, key, target)
+            entries[rename(key) or key] = Entry(shape=info.shape, dtype=target, make=make)
+    return entries
 
 
-def _entry(checkpoint: Checkpoint, key: str, dtype: torch.dtype | None) -> Entry:
-    info = checkpoint.tensors[key]
-    target = dtype or _STORED[info.dtype]
-    return Entry(shape=info.shape, dtype=target, make=partial(_tensor, checkpoint, key, target))
-
-
-def _tensor(checkpoint: Checkpoint, key: str, dtype: torch.dtype) -> Tensor:
+def _tensor(
+    checkpoint: Checkpoint, state: Mapping[str, Tensor], key: str, dtype: torch.dtype
+) -> Tensor:
     """One weight, unpacked, in ``dtype``."""
-    (stored,) = checkpoint.read(key)
     layer = key.removesuffix(".weight")
-    if layer not in checkpoint.quants:
-        return stored.to(dtype)
-    scale = checkpoint.scale(layer)
-    return dequantise(stored, scale, checkpoint.quants[layer], dtype)
+    quant = checkpoint.quants.get(layer)
+    if quant is None:
+        return state[key].to(dtype)
+    return dequantise(state[key], state.get(f"{layer}.weight_scale"), quant, dtype)
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     """What a renamed file must still say of itself."""
-    kept = {key: value for key, value in checkpoint.metadata.items() if key.startswith("wan_")}
-    if checkpoint.kind == "transformer" and (role := identify(checkpoint).role):
-        kept["wan_role"] = role
+    kept = {
+        key: value
+        for key, value in checkpoint.metadata.items()
+        if key.startswith("wan_") or key == "boundary_ratio"
+    }
+    if checkpoint.kind == "transformer":
+        known = identify(checkpoint)
+        told = {"wan_role": known.role, "wan_release": known.release}
+        kept |= {key: value for key, value in told.items() if value}
     return kept
 
 
-def _write_single(checkpoint: Checkpoint, out: Path, entries: dict[str, Entry]) -> list[Path]:
-    if checkpoint.kind == "text_encoder":
-        pieces = torch.frombuffer(bytearray(find_pieces(checkpoint)), dtype=torch.uint8)
+def _write_single(target: _Target) -> list[Path]:
+    entries = dict(target.entries)
+    if target.pieces is not None:
+        pieces = torch.frombuffer(bytearray(target.pieces), dtype=torch.uint8)
         entries[SPIECE_KEY] = Entry(
             shape=tuple(pieces.shape), dtype=torch.uint8, make=lambda: pieces
         )
-    with whole_file(out) as part:
-        write_safetensors(part, entries, _metadata(checkpoint))
-    return [out]
+    with whole_file(target.out) as part:
+        write_safetensors(part, entries, target.metadata)
+    return [target.out]
 
 
-def _write_pth(checkpoint: Checkpoint, out: Path, entries: Mapping[str, Entry]) -> list[Path]:
+def _beside(out: Path) -> Path:
+    """Where the official repository has the tokenizer of a text encoder."""
+    return out.parent / "google" / "umt5-xxl" / SPIECE_FILE
+
+
+def _write_pth(target: _Target) -> list[Path]:
     """All tensors are in memory at once, unless they keep their dtype: then they stay mapped."""
-    written = []
-    if checkpoint.kind == "text_encoder":
-        written = [out.parent / "google" / "umt5-xxl" / "spiece.model"]
-        written[0].parent.mkdir(parents=True, exist_ok=True)
-        written[0].write_bytes(find_pieces(checkpoint))
-    with whole_file(out) as part:
-        torch.save({name: entry.make() for name, entry in entries.items()}, part)
-    return [*written, out]
+    with whole_file(target.out) as part:
+        torch.save({name: entry.make() for name, entry in target.entries.items()}, part)
+        if target.pieces is None:
+            return [target.out]
+        spiece = _beside(target.out)
+        spiece.parent.mkdir(parents=True, exist_ok=True)
+        spiece.write_bytes(target.pieces)
+    return [target.out, spiece]
 
 
 def _write_folder(
-    checkpoint: Checkpoint,
-    out: Path,
-    entries: Mapping[str, Entry],
-    *,
-    layout: str,
-    shard_bytes: int,
+    target: _Target, stem: str, config: Mapping[str, object], shard_bytes: int
 ) -> list[Path]:
-    stem = _SHARD_STEM[checkpoint.kind]
-    shards = _shards(entries, shard_bytes)
-    out.mkdir(parents=True)
+    """A component folder; it vanishes if the writing fails."""
+    target.out.mkdir(parents=True)
+    try:
+        return _fill_folder(target, stem, config, shard_bytes)
+    except BaseException:
+        shutil.rmtree(target.out, ignore_errors=True)
+        raise
+
+
+def _fill_folder(
+    target: _Target, stem: str, config: Mapping[str, object], shard_bytes: int
+) -> list[Path]:
+    shards = _shards(target.entries, shard_bytes)
     files = [
-        out / (f"{stem}-{n:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else f"{stem}.safetensors")
+        target.out / (f"{stem}-{n:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else f"{stem}.safetensors")
         for n in range(1, len(shards) + 1)
     ]  # fmt: skip
     for file, shard in zip(files, shards, strict=True):
-        with whole_file(file) as part:
-            write_safetensors(part, shard, _metadata(checkpoint))
-    written = [_write_json(out / "config.json", component_config(checkpoint, layout)), *files]
+        write_safetensors(file, shard, target.metadata)
+    written = [_write_json(target.out / "config.json", config), *files]
     if len(shards) > 1:
         index = {
-            "metadata": {"total_size": sum(entry.nbytes for entry in entries.values())},
+            "metadata": {"total_size": sum(entry.nbytes for entry in target.entries.values())},
             "weight_map": {
                 name: file.name for file, shard in zip(files, shards, strict=True) for name in shard
             },
         }
-        written.append(_write_json(out / f"{stem}.safetensors.index.json", index))
-    if checkpoint.kind == "text_encoder":
-        written.append(out / "spiece.model")
-        written[-1].write_bytes(find_pieces(checkpoint))
+        written.append(_write_json(target.out / f"{stem}.safetensors.index.json", index))
+    if target.pieces is not None:
+        written.append(target.out / SPIECE_FILE)
+        written[-1].write_bytes(target.pieces)
     return written
 
 
