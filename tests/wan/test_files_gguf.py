@@ -200,6 +200,7 @@ DAMAGED = {
     "axes": (container(tensors=[listed(dims=(1,) * 9)]), "has 9 axes"),
     "announced axes": (container(tensors=[text(b"a") + struct.pack("<I", 2**31)]), "axes"),
     "gigantic": (container(tensors=[listed(dims=(2**40, 2**40))]), "cannot be F32"),
+    "empty and gigantic": (container(tensors=[listed(dims=(0, 2**62, 4))]), "cannot be F32"),
     "larger than the file": (container(tensors=[listed(dims=(2**40,))]), "is truncated"),
     "offset": (container(tensors=[listed(offset=2**50)]), "is truncated"),
     "crooked offset": (container(tensors=[listed(offset=2)]), "a place it cannot have"),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .gguf_fields import Damaged, Fields, Reader, numbers, raw, read_fields, strings
-from .header import DTYPES, Header, TensorInfo, asked
+from .header import DTYPES, Header, TensorInfo, asked, possible
 from .paths import shown
 from .spiece import Pieces, sentencepiece_model
 
@@ -149,7 +149,7 @@ def _start(path: Path, data: mmap.mmap) -> tuple[Reader, int]:
     if version not in VERSIONS:
         told = "big-endian" if version & 0xFFFF == 0 else f"version {version}"
         raise ValueError(
-            f"{shown(path)} is a GGUF file of {told}; use a little-endian file of version 2 or 3"
+            f"{shown(path)} is a GGUF file ({told}); use a little-endian one of version 2 or 3"
         )
     return reader, reader.count(_SMALLEST_TENSOR, "tensors")
 
@@ -188,7 +188,7 @@ def _listed(path: Path, reader: Reader, fields: Fields, blocks: Blocks) -> _Stor
         )
     dtype, weights, nbytes = blocks[kind]
     numel = math.prod(stored)
-    if numel >= 2**63 or (stored[-1] if stored else 1) % weights:
+    if not possible(stored) or (stored[-1] if stored else 1) % weights:
         raise Damaged(f"'{shown(name)}' cannot be {dtype} of shape {stored}")
     shape = _logical_shape(reader, fields, name, stored)
     rowwise = shape if shape and shape[-1] % weights == 0 else stored
@@ -210,7 +210,7 @@ def _logical_shape(
     if array.count > MOST_AXES:
         raise Damaged(f"the shape of '{shown(name)}' has {array.count} axes")
     shape = tuple(int(n) for n in numbers(reader.data, array))
-    if min(shape, default=0) < 0 or math.prod(shape) != math.prod(stored):
+    if not possible(shape) or math.prod(shape) != math.prod(stored):
         raise Damaged(f"'{shown(name)}' cannot be both of shape {shape} and {stored}")
     return shape
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,3 +72,8 @@ def asked(path: Path, names: Iterable[str], held: Container[str]) -> list[str]:
         if name not in held:
             raise ValueError(f"{shown(path)} holds no tensor '{shown(name)}'; use another file")
     return names
+
+
+def possible(shape: Sequence[int]) -> bool:
+    """Whether torch can have a tensor of this shape, with room or without (an axis may be 0)."""
+    return min(shape, default=0) >= 0 and math.prod(max(size, 1) for size in shape) < 2**63

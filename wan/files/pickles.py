@@ -70,10 +70,12 @@ def _load(path: Path) -> dict[str, Tensor]:
     members = torch_members(path)
     _scan(path, read_member(path, members.pickle))
     if members.byteorder is not None:
-        order = read_member(path, members.byteorder).decode(errors="replace")
-        if order != sys.byteorder:
+        order = read_member(path, members.byteorder)
+        if order not in (b"little", b"big"):
+            raise damaged(path, "it tells no byte order")
+        if order.decode() != sys.byteorder:
             raise ValueError(
-                f"{shown(path)} was written in {shown(order)}-endian byte order; "
+                f"{shown(path)} was written in {order.decode()}-endian byte order; "
                 "use the .safetensors file of the same model"
             )
     try:

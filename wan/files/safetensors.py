@@ -125,7 +125,7 @@ def _span(path: Path, name: str, entry: object) -> tuple[int, int]:
             "use a file in another precision"
         )
     if not (_sizes(shape) and _sizes(place) and len(place) == 2):
-        raise _damaged(path, f"the shape or place of '{shown(name)}' is not a list of sizes")
+        raise _damaged(path, f"the shape or place of '{shown(name)}' is impossible")
     begin, end = place
     if (end - begin) * 8 != math.prod(shape) * _BITS[dtype]:
         raise _damaged(
