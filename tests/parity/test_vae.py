@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from wanexperts.tests.helpers import relative
-from wanexperts.tests.parity.vae_keys import diffusers_key
 from wanexperts.wan.config import VAEConfig
+from wanexperts.wan.keys.vae import diffusers_key
 from wanexperts.wan.vae import WanVAE
 
 diffusers = pytest.importorskip("diffusers")
@@ -23,7 +23,7 @@ def pair():
         if parameter.ndim <= 4 and parameter.unique().numel() == 1:  # norms are all ones: stir
             parameter.add_(0.3 * torch.randn_like(parameter))
     theirs.load_state_dict(state)
-    ours.load_state_dict({k: state[diffusers_key(k, config)] for k in ours.state_dict()})
+    ours.load_state_dict({k: state[diffusers_key(k)] for k in ours.state_dict()})
     return ours, theirs
 
 
