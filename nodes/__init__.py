@@ -8,6 +8,7 @@ from .conditioning import WanExpertsEmptyLatent, WanExpertsTextEncode
 from .decode import WanExpertsDecode, WanExpertsDecodeToVideo
 from .host.files import offer_bundled_weights
 from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
+from .lora import WanExpertsLora
 from .sampling import WanExpertsGuider, WanExpertsSampler
 
 
@@ -21,6 +22,7 @@ class WanExpertsExtension(ComfyExtension):
             WanExpertsLoader,
             WanExpertsTextEncoderLoader,
             WanExpertsVAELoader,
+            WanExpertsLora,
             WanExpertsTextEncode,
             WanExpertsEmptyLatent,
             WanExpertsSampler,

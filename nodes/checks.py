@@ -19,6 +19,11 @@ class Limits(NamedTuple):
     step: float | None = None
 
 
+ALLOW_MISMATCH = (
+    "Use the files although their names, headers or weights say that they do not belong together."
+)
+"""Tooltip of the input of that name."""
+
 LIMITS = {
     "width": Limits(16, 8192, 16),
     "height": Limits(16, 8192, 16),
@@ -31,6 +36,8 @@ LIMITS = {
     "sigma_shift": Limits(0.01, 100.0, 0.01),
     "boundary": Limits(0.0, 1.0, 0.001),
     "switch_step": Limits(0, 1000),
+    "strength_high_noise": Limits(-100.0, 100.0, 0.01),
+    "strength_low_noise": Limits(-100.0, 100.0, 0.01),
     "fps": Limits(0.1, 1000.0, 0.01),
 }
 

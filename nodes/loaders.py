@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
-from ..wan.checkpoint import Checkpoint, detect_transformer_config, family_defaults, identify
-from .checks import problem
+from ..wan.checkpoint import detect_transformer_config, family_defaults, format_card
+from .checks import ALLOW_MISMATCH, problem
 from .host import compat, files, parts
+
+log = logging.getLogger(__name__)
 
 CATEGORY = "WanExperts/loaders"
 
 
-def _report(high: Checkpoint, low: Checkpoint) -> str:
-    config = detect_transformer_config(high)
-    sampling = family_defaults(high)
+def _report(pair: parts.Pair) -> str:
+    config = detect_transformer_config(pair.high)
+    sampling = family_defaults(pair.high)
     lines = [
+        *(f"WARNING: {oddity}" for oddity in pair.oddities),
         f"{config.num_layers} layers of width {config.dim}, text width {config.text_dim}",
         f"defaults: {sampling.steps} steps, shift {sampling.shift:g}, boundary "
         f"{sampling.boundary:g}, cfg {sampling.guidance_high:g} / {sampling.guidance_low:g}",
+        format_card(pair.high),
+        format_card(pair.low),
     ]
-    for role, checkpoint in (("high noise", high), ("low noise", low)):
-        told = (
-            ""
-            if identify(checkpoint).role
-            else " (neither its name nor its header says which expert it is)"
-        )
-        lines.append(f"{role}: {checkpoint.path.name}, {checkpoint.nbytes / 1e9:.2f} GB{told}")
     return "\n".join(lines)
 
 
@@ -47,12 +47,15 @@ class WanExpertsLoader(io.ComfyNode):
                 io.Combo.Input(
                     "model_high_noise",
                     options=names,
-                    tooltip="File (or official shard folder) of the expert for the noisy first steps.",
+                    tooltip="File (or folder of shards) of the expert for the noisy first steps.",
                 ),
                 io.Combo.Input(
                     "model_low_noise",
                     options=names,
-                    tooltip="File (or official shard folder) of the expert for the last steps.",
+                    tooltip="File (or folder of shards) of the expert for the last steps.",
+                ),
+                io.Boolean.Input(
+                    "allow_mismatch", default=False, optional=True, tooltip=ALLOW_MISMATCH
                 ),
             ],
             outputs=[
@@ -64,21 +67,31 @@ class WanExpertsLoader(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model_high_noise: str | None = None, model_low_noise: str | None = None
+        cls,
+        model_high_noise: str | None = None,
+        model_low_noise: str | None = None,
+        allow_mismatch: bool | None = False,
     ) -> bool | str:
         """Check names, headers, sizes, roles and completeness of the pair."""
-        return problem(parts.open_experts, model_high_noise, model_low_noise)
+        return problem(parts.open_experts, model_high_noise, model_low_noise, allow_mismatch)
 
     @classmethod
-    def fingerprint_inputs(cls, model_high_noise: str | None, model_low_noise: str | None) -> str:
+    def fingerprint_inputs(
+        cls, model_high_noise: str | None, model_low_noise: str | None, **_: bool | None
+    ) -> str:
         """Load again when a file was replaced."""
         return files.stamps(files.DIFFUSION_MODELS, model_high_noise, model_low_noise)
 
     @classmethod
-    def execute(cls, model_high_noise: str, model_low_noise: str) -> io.NodeOutput:
-        """Build both MODELs; their weights stay off the GPU until sampling needs them."""
-        pair = parts.open_experts(model_high_noise, model_low_noise)
-        return io.NodeOutput(*map(parts.load_expert, pair), _report(*pair))
+    def execute(
+        cls, model_high_noise: str, model_low_noise: str, allow_mismatch: bool = False
+    ) -> io.NodeOutput:
+        """Build both MODELs; their weights stay in their files until sampling needs them."""
+        pair = parts.open_experts(model_high_noise, model_low_noise, allow_mismatch)
+        for oddity in pair.oddities:
+            log.warning("%s", oddity)
+        models = map(parts.load_expert, (pair.high, pair.low))
+        return io.NodeOutput(*models, _report(pair))
 
 
 class WanExpertsTextEncoderLoader(io.ComfyNode):

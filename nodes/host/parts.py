@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,16 +33,34 @@ from .text import build_clip
 from .vae import HostVAE
 
 
-def open_experts(high: str, low: str) -> tuple[Checkpoint, Checkpoint]:
-    """Two complete experts of one model; raises ValueError or OSError otherwise."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """Two experts whose headers were checked."""
+
+    high: Checkpoint
+    low: Checkpoint
+    oddities: tuple[str, ...]
+    """Why they may be no pair, where the user insists."""
+
+
+def open_experts(high: str, low: str, allow_mismatch: bool = False) -> Pair:
+    """Two complete experts of one model.
+
+    Raises:
+        ValueError: a name that is not listed, a damaged or foreign file, or, unless
+            ``allow_mismatch``, no pair.
+        OSError: a file cannot be read.
+    """
     pair = (
         _open(files.DIFFUSION_MODELS, high, "transformer"),
         _open(files.DIFFUSION_MODELS, low, "transformer"),
     )
-    check_pair(*pair)
+    oddities = check_pair(*pair, allow_mismatch=True)
+    if oddities and not allow_mismatch:
+        raise ValueError(f"{oddities[0]}, or turn on allow_mismatch")
     for checkpoint in pair:
         _check(checkpoint, WanTransformer, detect_transformer_config(checkpoint))
-    return pair
+    return Pair(high=pair[0], low=pair[1], oddities=tuple(oddities))
 
 
 def open_text_encoder(name: str) -> Checkpoint:

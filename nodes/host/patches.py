@@ -30,7 +30,7 @@ def patch_at_use(patcher: Any) -> None:
 
 
 def _renew(patcher: Any, *_: Any) -> None:
-    for module, name, key in _passed_over(patcher.model):
+    for module, name, key in passed_over(patcher.model):
         # The host's patches work in place; unpacked numbers are nobody else's.
         copy = not isinstance(module, PackedLayer)
         set_patches(module, name, _functions(patcher, key, copy))
@@ -39,11 +39,11 @@ def _renew(patcher: Any, *_: Any) -> None:
 def _forget(patcher: Any, unpatch_all: bool = True) -> None:
     # Without unpatch_all some clone only went away: the model may be in use by another.
     if unpatch_all:
-        for module, name, _ in _passed_over(patcher.model):
+        for module, name, _ in passed_over(patcher.model):
             set_patches(module, name, ())
 
 
-def _passed_over(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
+def passed_over(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
     """Module, name and key of each parameter that the host leaves alone when it loads ``model``."""
     for path, module in model.named_modules():
         names: list[str] = []

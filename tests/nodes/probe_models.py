@@ -43,7 +43,8 @@ class WanProbeForward:
         dtype = shell.manual_cast_dtype or shell.get_dtype()
         generator = torch.Generator().manual_seed(11)
         x = torch.randn(1, 16, 3, 6, 8, generator=generator)
-        context = torch.randn(1, 7, width, generator=generator)
+        context = torch.zeros(1, 512, width)  # ComfyUI's own network does not add the empty rows
+        context[:, :7] = torch.randn(1, 7, width, generator=generator)
         given = (t.to(model.load_device, dtype) for t in (x, context))
         x, context = given
         timestep = torch.tensor([500.0], device=model.load_device)

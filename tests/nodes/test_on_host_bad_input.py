@@ -103,6 +103,20 @@ def test_refused_before_the_run(host, node_id, inputs, sentence):
     assert re.search(re.escape(sentence), told), told
 
 
+def test_a_refused_pair_runs_on_demand(host):
+    """What would refuse it is the first thing in the report, with the cards of both files."""
+    graph = base_graph(noise_seed=1005)
+    graph[LOADER]["inputs"] |= {"model_high_noise": files.LOW, "model_low_noise": files.HIGH}
+    graph["20"] = node("PreviewAny", source=(LOADER, 2))
+    with pytest.raises(comfy_server.Refused, match="exchange the files, or turn on allow_mismatch"):
+        host.run(graph)
+    graph[LOADER]["inputs"]["allow_mismatch"] = True
+    lines = host.run(graph)["20"]["text"][0].splitlines()
+    assert lines[0].startswith("WARNING: the experts are swapped")
+    assert f"{files.LOW}: Wan2.2 text-to-video expert, low noise by its header" in lines
+    assert f"{files.HIGH}: Wan2.2 text-to-video expert, high noise by its header" in lines
+
+
 def same_model(graph):
     graph[SAMPLER]["inputs"]["model_low_noise"] = [LOADER, 0]
 

@@ -1,0 +1,129 @@
+"""Which LoRA acts on which expert: what the user chose, completed by what the files say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...wan.keys.roles import HIGH, LOW, ROLES
+from ...wan.lora import LoraFile, Section, find_partner, read_lora
+from . import files
+
+AUTO, NONE = "auto", "none"
+EXPERTS = {HIGH: "high-noise expert", LOW: "low-noise expert"}
+OTHER = {HIGH: LOW, LOW: HIGH}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """A LoRA for one expert."""
+
+    name: str
+    """As the list spells it."""
+    section: Section
+    """What the file holds for this expert."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """What acts on each expert, and what should be said about it."""
+
+    by_role: Mapping[str, Choice]
+    notes: tuple[str, ...]
+
+
+def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
+    """Open the chosen files (headers only) and find what ``auto`` stands for.
+
+    ``auto`` is the chosen file itself where it is for both experts, else its partner by name; a Wan2.1
+    LoRA stays on low noise.
+
+    Args:
+        high: a listed name, ``auto`` or ``none``.
+        low: the same for the other expert.
+        allow_mismatch: use a file for the expert it is not made for.
+
+    Raises:
+        ValueError: nothing chosen, not in the list, no LoRA, damaged, or made for the other expert.
+        OSError: a file cannot be read.
+    """
+    given = {HIGH: high, LOW: low}
+    chosen = {role: (name, _open(name)) for role, name in given.items() if name not in (AUTO, NONE)}
+    if not chosen:
+        raise ValueError("no LoRA is chosen; choose a file for at least one of the experts")
+    strangers = [role for role, (_, file) in chosen.items() if not _is_for(file, role)]
+    if strangers and not allow_mismatch:
+        raise ValueError(_misplaced(strangers, chosen))
+    notes = [f"{chosen[role][0]} is made for the {EXPERTS[OTHER[role]]}" for role in strangers]
+    for role in ROLES:
+        if given[role] != AUTO:
+            continue
+        name, file = chosen[OTHER[role]]
+        if role in file.experts:
+            chosen[role] = name, file
+        elif partner := _partner(name, role):
+            chosen[role] = partner
+        else:
+            notes.append(_alone(name, file, role))
+    notes += [
+        f"{name} is made for Wan2.1 and may disturb the layout, which the {EXPERTS[HIGH]} makes"
+        for role, (name, file) in chosen.items()
+        if role == HIGH and file.base == "Wan2.1"
+    ]
+    if len(chosen) == 1 and NONE in given.values():
+        notes.append(f"only the {EXPERTS[next(iter(chosen))]} is changed")
+    by_role = {
+        role: Choice(name=name, section=_section(file, role))
+        for role, (name, file) in chosen.items()
+    }
+    return Choices(by_role=by_role, notes=tuple(notes))
+
+
+def _open(name: str) -> LoraFile:
+    return read_lora(files.find(files.LORAS, name))
+
+
+def _is_for(file: LoraFile, role: str) -> bool:
+    return file.role in (None, role) and file.section(role) is not None
+
+
+def _section(file: LoraFile, role: str) -> Section:
+    """Its tensors for ``role``; those for the other expert where it has no others."""
+    return file.section(role) or file.sections[OTHER[role]]
+
+
+def _misplaced(strangers: list[str], chosen: Mapping[str, tuple[str, LoraFile]]) -> str:
+    name = chosen[strangers[0]][0]
+    if len(strangers) == len(ROLES):
+        return (
+            f"the LoRAs are swapped: {name} is made for the {EXPERTS[OTHER[strangers[0]]]}; "
+            "exchange the files, or turn on allow_mismatch"
+        )
+    return (
+        f"{name} is a LoRA for the {EXPERTS[OTHER[strangers[0]]]}, given for the other one; "
+        "choose its partner there, or turn on allow_mismatch"
+    )
+
+
+def _partner(name: str, role: str) -> tuple[str, LoraFile] | None:
+    found = find_partner(Path(name), [Path(other) for other in files.list_files(files.LORAS)])
+    if found is None:
+        return None
+    try:
+        file = _open(str(found))
+    except (ValueError, OSError):
+        return None  # a damaged neighbour is nobody's partner
+    return (str(found), file) if _is_for(file, role) else None
+
+
+def _alone(name: str, file: LoraFile, role: str) -> str:
+    if file.base == "Wan2.1":
+        return (
+            f"{name} is made for Wan2.1, so only the {EXPERTS[OTHER[role]]} is changed; "
+            f"choose it for the {EXPERTS[role]} too to try it there"
+        )
+    return (
+        f"{name} has no partner for the {EXPERTS[role]} in the loras folders, so only the "
+        f"{EXPERTS[OTHER[role]]} is changed; choose a file or none"
+    )
