@@ -39,6 +39,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     if hasattr(torch, attribute)
 }
 """Plain dtypes by the name safetensors gives them, as far as this torch has them."""
+NAMES: Mapping[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items() if name != "F4"}
+"""The inverse, of dtypes whose elements are the weights: torch counts pairs of 4-bit ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from .archive import damaged, read_member, torch_members
-from .header import DTYPES, Header, TensorInfo, asked
+from .header import DTYPES, NAMES, Header, TensorInfo, asked
 from .paths import shown
 
 WRAPPERS = ("model_state", "state_dict", "model")
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALLOWED = {
     "collections OrderedDict",
     "torch._utils _rebuild_parameter",
@@ -43,7 +42,7 @@ def read_header(path: Path) -> Header:
         ValueError: not written by ``torch.save``, damaged, or holding more than tensors.
     """
     infos = {
-        name: TensorInfo(path, name, _NAMES[tensor.dtype], tuple(tensor.shape))
+        name: TensorInfo(path, name, NAMES[tensor.dtype], tuple(tensor.shape))
         for name, tensor in _load(path).items()
     }
     return Header(container="pickle", tensors=infos, metadata={})
@@ -139,7 +138,7 @@ def _named(table: object) -> dict[str, Tensor]:
 
 def _check(path: Path, name: str, tensor: Tensor, sizes: frozenset[int]) -> None:
     """Raise ValueError unless a tensor has its own bytes in the file."""
-    if tensor.dtype not in _NAMES or tensor.layout is not torch.strided:
+    if tensor.dtype not in NAMES or tensor.layout is not torch.strided:
         raise ValueError(
             f"{shown(path)} stores '{shown(name)}' as {tensor.dtype}, which is not read; "
             "use a file in another precision"

@@ -11,11 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int8: "I8", torch.uint8: "U8",
-    torch.int16: "I16", torch.int32: "I32", torch.int64: "I64", torch.bool: "BOOL",
-}  # fmt: skip
+from .header import NAMES
+
 _ALIGNMENT = 8
 
 
@@ -46,7 +43,7 @@ def write_safetensors(
     for name, entry in entries.items():
         end = offset + entry.nbytes
         header[name] = {
-            "dtype": _NAMES[entry.dtype],
+            "dtype": NAMES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [offset, end],
         }
