@@ -124,7 +124,9 @@ def test_every_parametrisation(case, alpha, tmp_path, record_property):
 
 
 @pytest.mark.parametrize("module", [LINEAR, CONV])
-@pytest.mark.parametrize("layout", ["(out,)", "(out, 1)", "(1, in)", "peft", "peft default"])
+@pytest.mark.parametrize(
+    "layout", ["(out,)", "(out, 1)", "(1, in)", "peft", "peft default", "peft axes"]
+)
 @pytest.mark.parametrize("strength", [1.0, 0.0, 0.4, -1.3])
 def test_dora(module, layout, strength, tmp_path, record_property):
     torch.manual_seed(4)
@@ -138,7 +140,13 @@ def test_dora(module, layout, strength, tmp_path, record_property):
     stored = (
         magnitude if layout in ("(out,)", "peft", "peft default") else magnitude.view(broadcast)
     )
-    key = {"peft": "lora_magnitude_vector", "peft default": "lora_magnitude_vector.default.weight"}
+    if layout == "peft axes":  # PEFT's own, of convolutions
+        stored = magnitude.view(1, -1, *[1] * (len(shape) - 2))
+    key = {
+        "peft": "lora_magnitude_vector",
+        "peft axes": "lora_magnitude_vector",
+        "peft default": "lora_magnitude_vector.default.weight",
+    }
     parts = {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(ALPHA)}
     resolved = load(module, {**parts, key.get(layout, "dora_scale"): stored}, tmp_path)
     assert not resolved.left

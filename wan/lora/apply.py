@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -26,7 +27,8 @@ def apply_loras(model: WanTransformer, loras: Sequence[tuple[Resolved, float]]) 
     """Let LoRAs act on an expert whenever its weights are used.
 
     They replace all patches the model had, so () takes every LoRA off, exactly. Stored weights stay
-    as they are, mapped or quantised. Each use of a weight costs its deltas once more.
+    as they are, mapped or quantised. Each use of a weight costs its deltas once more. Deltas of
+    weights that are on a card now go there too, in the dtype of the file.
 
     Args:
         model: one expert.
@@ -35,25 +37,26 @@ def apply_loras(model: WanTransformer, loras: Sequence[tuple[Resolved, float]]) 
     Raises:
         ValueError: one was resolved on another network.
     """
-    patches: dict[str, list[Patch]] = {}
+    places = {
+        f"{path}.{leaf}" if path else leaf: (module, leaf, stored)
+        for path, module in model.named_modules()
+        for leaf, stored in chain(
+            module.named_parameters(recurse=False), module.named_buffers(recurse=False)
+        )
+    }
+    strangers = {name for resolved, _ in loras for name in resolved.deltas} - places.keys()
+    if strangers:
+        raise ValueError(
+            f"a LoRA changes {min(strangers)}, which this model has not got; resolve it on this model"
+        )
+    patches: dict[str, list[Patch]] = {name: [] for name in places}
     for resolved, strength in loras:
         for name, delta in resolved.deltas.items():
             if strength:
-                patches.setdefault(name, []).append(partial(_change, delta, strength))
-    places = {
-        f"{path}.{leaf}" if path else leaf: (module, leaf)
-        for path, module in model.named_modules()
-        for leaf, _ in [
-            *module.named_parameters(recurse=False),
-            *module.named_buffers(recurse=False),
-        ]
-    }
-    if strangers := sorted(patches.keys() - places.keys()):
-        raise ValueError(
-            f"a LoRA changes {strangers[0]}, which this model has not got; resolve it on this model"
-        )
-    for name, (module, leaf) in places.items():
-        set_patches(module, leaf, patches.get(name, ()))
+                moved = delta.to(places[name][2].device)
+                patches[name].append(partial(_change, moved, strength))
+    for name, (module, leaf, _) in places.items():
+        set_patches(module, leaf, patches[name])
 
 
 def _change(delta: Delta, strength: float, weight: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class Parts:
         alpha = self.take("alpha")
         if alpha is not None and alpha.numel() != 1:
             raise ValueError("has an alpha that is not one number")
+        if not rank:
+            raise ValueError("has rank 0")
         return self.factor(rank, None if alpha is None else float(alpha))
 
 

@@ -279,7 +279,8 @@ class DoRA(Delta):
     def check(self, shape: tuple[int, ...] | None) -> None:
         """The direction must fit, and the magnitude have one number per row or column."""
         self.direction.check(shape)
-        if shape and self.magnitude.numel() != shape[1 if self.by_column else 0]:
+        axis = 1 if self.by_column else 0
+        if shape is not None and shape[axis : axis + 1] != (self.magnitude.numel(),):
             raise ValueError(f"has {self.magnitude.numel()} magnitudes for {_times(shape)}")
 
     def norm(self, weight: Tensor | None = None) -> float:

@@ -33,7 +33,9 @@ _PARTS = [
     re.compile(
         r"(.+?)(?:\.lora_|_lora\.|\.lora\.|\.lora_linear_layer\.)(up|down|mid)(?:\.weight)?"
     ),
-    re.compile(r"(.+?)\.lora_([AB])(?:\.(?!weight$|bias$)\w+)?(?:\.weight)?"),
+    re.compile(
+        r"(.+?)\.lora_([AB])(?:\.(?!(?:weight|bias|scale_weight|weight_scale)$)\w+)?(?:\.weight)?"
+    ),
     _UPPER_BIAS,
     re.compile(r"(.+?)\.(lora_magnitude_vector)(?:\.\w+)*"),
     re.compile(
@@ -81,6 +83,11 @@ def _strip(name: str) -> tuple[str, str | None, str]:
         role = role or _ROLES.get(prefix)
         name = name.removeprefix(prefix)
     return dialect, role, name
+
+
+def role_of_key(key: str) -> str | None:
+    """The expert that a key's prefix names, if any, whatever the tensor is."""
+    return _strip(key)[1]
 
 
 def scaled_key(key: str) -> tuple[str, str] | None:

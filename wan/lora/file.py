@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 
 from torch import Tensor
 
-from ..files import TensorInfo, read_header, read_tensors
+from ..files import TensorInfo, read_header, read_tensors, shown
 from ..keys.roles import HIGH, LOW, ROLES
-from .dialects import MARKERS, parse
+from .dialects import MARKERS, Spelled, parse, role_of_key
 from .naming import lora_base, lora_role
 
 ANY = "any"
@@ -52,9 +53,9 @@ class Section:
     """Whose key prefix most of them have: ``ComfyUI``, ``kohya``, ``diffusers``, ``PEFT``, ``LyCORIS``,
     ``DiffSynth``, or ``bare`` for none."""
 
-    def read(self) -> dict[str, Tensor]:
-        """All of them, mapped from disk."""
-        return read_tensors(self.path, self.tensors)
+    def read(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """Some of them, mapped from disk."""
+        return read_tensors(self.path, keys)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,20 +120,19 @@ def read_lora(path: str | Path) -> LoraFile:
     """
     path = Path(path)
     header = read_header(path)
-    sections: dict[str, dict[str, TensorInfo]] = {}
-    dialects: dict[str, Counter[str]] = {}
-    for key, info in header.tensors.items():
-        spelled = parse(key)
-        name = (spelled.role if spelled else None) or ANY
-        sections.setdefault(name, {})[key] = info
-        dialects.setdefault(name, Counter())[spelled.dialect if spelled else ""] += bool(spelled)
-    if not any(sum(counts.values()) for counts in dialects.values()):
+    spelled = {key: parse(key) for key in header.tensors if key not in MARKERS}
+    if not any(spelled.values()):
         first = next(iter(header.tensors), "nothing")
-        raise ValueError(f"{path} is not a LoRA (it holds {first!r}, ...); choose a LoRA file")
-    if LOW in sections and ANY in sections:
-        # Both experts in one file: the first one's keys carry no number.
-        sections.setdefault(HIGH, {}).update(sections.pop(ANY))
-        dialects.setdefault(HIGH, Counter()).update(dialects.pop(ANY))
+        raise ValueError(
+            f"{shown(path)} is not a LoRA (it holds '{shown(first)}', ...); choose a LoRA file"
+        )
+    roles = {key: role_of_key(key) for key in spelled}
+    named = {role for role in roles.values() if role}
+    # Where one file has both experts, or strays beside one, the keys without a number are the first's.
+    unnamed = (HIGH if named != {LOW} or _speaks(spelled, roles) else LOW) if named else ANY
+    sections: dict[str, list[str]] = {}
+    for key, role in roles.items():
+        sections.setdefault(role or unnamed, []).append(key)
     config = _peft_config(path, header.metadata)
     return LoraFile(
         path=path,
@@ -140,13 +140,22 @@ def read_lora(path: str | Path) -> LoraFile:
         sections={
             name: Section(
                 path=path,
-                tensors={k: info for k, info in tensors.items() if k not in MARKERS},
+                tensors={key: header.tensors[key] for key in keys},
                 scaling=_scaling(config, name),
-                dialect=dialects[name].most_common(1)[0][0],
+                dialect=_dialect([found for key in keys if (found := spelled[key])]),
             )
-            for name, tensors in sections.items()
+            for name, keys in sections.items()
         },
     )
+
+
+def _speaks(spelled: Mapping[str, Spelled | None], roles: Mapping[str, str | None]) -> bool:
+    """Whether a LoRA's tensor is among those that name no expert."""
+    return any(found and not roles[key] for key, found in spelled.items())
+
+
+def _dialect(spelled: Sequence[Spelled]) -> str:
+    return Counter(found.dialect for found in spelled).most_common(1)[0][0] if spelled else "bare"
 
 
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
@@ -157,13 +166,13 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
         told = beside.read_text(encoding="utf-8") if _small(beside) else None
     try:
         config = json.loads(told or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise ValueError(f"{path} has a damaged PEFT configuration; download it again")
+        raise ValueError(f"{shown(path)} has a damaged PEFT configuration; download it again")
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise ValueError(
-            f"{path} is an adapter of PEFT's type {config['peft_type']}, of which only LORA is read; "
+            f"{shown(path)} is an adapter of PEFT's type {shown(config['peft_type'])}, of which only LORA is read; "
             "convert it with the tool that trained it"
         )
     if str(metadata.get("use_rslora", "")).lower() == "true":
@@ -181,13 +190,14 @@ def _scaling(config: Mapping[str, object], name: str) -> Scaling:
     def told(field: str) -> object:
         return config.get(f"{prefix}{field}", config.get(field))
 
-    alpha, alphas = told("lora_alpha"), told("alpha_pattern")
+    alphas = told("alpha_pattern")
+    pattern = alphas.items() if isinstance(alphas, dict) else ()
     return Scaling(
-        alpha=float(alpha) if isinstance(alpha, int | float) else None,
-        alphas={
-            str(module): float(value)
-            for module, value in (alphas.items() if isinstance(alphas, dict) else ())
-            if isinstance(value, int | float)
-        },
+        alpha=_number(told("lora_alpha")),
+        alphas={str(module): n for module, value in pattern if (n := _number(value)) is not None},
         stabilised=told("use_rslora") is True,
     )
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None

@@ -8,6 +8,7 @@ from math import sqrt
 
 from torch import Tensor
 
+from ..files import shown
 from .deltas import Delta, DoRA, LoHa, LoKr, LowRank
 from .resolve import Resolved
 
@@ -29,7 +30,7 @@ def coverage(resolved: Resolved) -> str:
 
 def _names(names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(map(shown, names[:_SHOWN])) + more
 
 
 def scaling(resolved: Resolved) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..files import shown
 from .build import Parts, build
 from .deltas import Delta
 from .dialects import module_index, parse, scaled_key
@@ -39,7 +40,7 @@ class Resolved:
     Attributes:
         section: where it came from.
         deltas: official parameter name -> its change.
-        left: what was not used and why, in the file's order.
+        left: what was not used and why.
         modules: how many modules (or lone parameters) the file speaks of.
     """
 
@@ -51,7 +52,7 @@ class Resolved:
     @property
     def unused(self) -> tuple[str, ...]:
         """``name: reason`` of everything left over."""
-        return tuple(f"{name}: {reason}" for name, reason in self.left)
+        return tuple(shown(f"{name}: {reason}") for name, reason in self.left)
 
     @property
     def used(self) -> int:
@@ -70,77 +71,93 @@ def resolve(section: Section, names: Names) -> Resolved:
         ValueError: (nearly) nothing fits, because it is a LoRA of another network; or it holds NaN or
             infinite values.
     """
-    tensors, scales = _read(section)
-    modules, left = _group(section, tensors)
     index = module_index(names)
+    modules, left = _group(section)
+    known = {name: keys for name, keys in modules.items() if name.module in index}
+    left += [Unused(name.spelled, ABSENT) for name in modules if name not in known]
+    tensors, scales = _read(section, [key for keys in known.values() for key in keys.values()])
     deltas: dict[str, Delta] = {}
     fitting = 0
-    for (name, module), keys in modules.items():
-        if module not in index:
-            left.append(Unused(name, ABSENT))
-            continue
+    for name, keys in known.items():
         parts = Parts(
             tensors={part: tensors[key] for part, key in keys.items()},
             scales={part: scales[key] for part, key in keys.items() if key in scales},
-            factor=partial(section.scaling.factor, module),
+            factor=partial(section.scaling.factor, name.module),
         )
-        found, problems = _deltas(index[module], parts, names, deltas)
+        found, problems = _deltas(index[name.module], parts, names, deltas)
         fitting += bool(found)
         deltas |= found
-        left += [Unused(name, problem) for problem in problems]
-    count = len({name for name, _ in modules} | {each.name for each in left})
+        left += [Unused(name.spelled, problem) for problem in problems]
+    count = len({name.spelled for name in modules} | {each.name for each in left})
     _check_foreign(section, fitting, count, left)
+    for key, tensor in tensors.items():  # last, because this is what reads them
+        _check_finite(section, key, tensor)
     return Resolved(section=section, deltas=deltas, left=tuple(left), modules=count)
 
 
-def _read(section: Section) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Tensors by key without the scales of fp8 ones; those scales by the key of what they scale."""
-    stored = section.read()
-    scales: dict[str, float] = {}
-    for key in list(stored):
-        scaled = next((k for k in scaled_key(key) or () if k in stored), None)
-        if scaled is None:
+class _Name(NamedTuple):
+    """Of a module: as the file spells it, and without its prefix."""
+
+    spelled: str
+    module: str
+
+
+def _group(section: Section) -> tuple[dict[_Name, dict[str, str]], list[Unused]]:
+    """Keys by module and part, and the keys that are no part of anything; from the header alone."""
+    modules: dict[_Name, dict[str, str]] = {}
+    left: list[Unused] = []
+    for key, info in section.tensors.items():
+        spelled = parse(key)
+        if spelled is None:
+            if not _scaled_by(key, section):
+                left.append(Unused(key, "not a LoRA tensor"))
             continue
+        parts = modules.setdefault(_Name(spelled.name, spelled.module), {})
+        if spelled.part in parts:
+            left.append(Unused(key, f"says again what {parts[spelled.part]} says"))
+        elif info.dtype not in _FLOATS and spelled.part != "alpha":
+            left.append(Unused(key, f"stored as {info.dtype}, which is not read in a LoRA"))
+        else:
+            parts[spelled.part] = key
+    return {name: parts for name, parts in modules.items() if parts}, left
+
+
+def _scaled_by(key: str, section: Section) -> str | None:
+    """The tensor that ``key`` is the scale of, if it is one."""
+    return next((k for k in scaled_key(key) or () if k in section.tensors), None)
+
+
+def _read(section: Section, keys: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Tensors by key, mapped from disk, and the scales of fp8 ones by the key of what they scale.
+
+    A scale per row is multiplied in, because no later step has a place for it.
+    """
+    wanted = set(keys)
+    scale_keys = {key: of for key in section.tensors if (of := _scaled_by(key, section)) in wanted}
+    stored = section.read([*keys, *scale_keys])
+    scales: dict[str, float] = {}
+    for key, scaled in scale_keys.items():
         scale = stored.pop(key).float()
         _check_finite(section, key, scale)
         if scale.numel() == 1:
             scales[scaled] = float(scale)
-        else:
+        elif (scale.numel(),) == stored[scaled].shape[:1]:
             scale = scale.reshape(-1, *[1] * (stored[scaled].ndim - 1))
             stored[scaled] = stored[scaled].float() * scale
-    for key, tensor in stored.items():
-        if section.tensors[key].dtype in _FLOATS:
-            _check_finite(section, key, tensor)
+        else:
+            raise ValueError(
+                f"{shown(section.path)} has {scale.numel()} scales for {shown(scaled)} of shape "
+                f"{tuple(stored[scaled].shape)}; download it again"
+            )
     return stored, scales
 
 
 def _check_finite(section: Section, key: str, tensor: Tensor) -> None:
     if not bool(torch.isfinite(tensor.float()).all()):
         raise ValueError(
-            f"{section.path} holds NaN or infinite values ({key}); download it again or choose another"
+            f"{shown(section.path)} holds NaN or infinite values ({shown(key)}); "
+            "download it again or choose another"
         )
-
-
-def _group(
-    section: Section, tensors: Mapping[str, Tensor]
-) -> tuple[dict[tuple[str, str], dict[str, str]], list[Unused]]:
-    """Keys by module (with and without prefix) and part, and the keys that are no part of anything."""
-    modules: dict[tuple[str, str], dict[str, str]] = {}
-    left: list[Unused] = []
-    for key in tensors:
-        spelled = parse(key)
-        if spelled is None:
-            left.append(Unused(key, "not a LoRA tensor"))
-            continue
-        parts = modules.setdefault((spelled.name, spelled.module), {})
-        dtype = section.tensors[key].dtype
-        if spelled.part in parts:
-            left.append(Unused(key, f"says again what {parts[spelled.part]} says"))
-        elif dtype not in _FLOATS and spelled.part != "alpha":
-            left.append(Unused(key, f"stored as {dtype}, which is not read in a LoRA"))
-        else:
-            parts[spelled.part] = key
-    return {names: parts for names, parts in modules.items() if parts}, left
 
 
 def _deltas(
@@ -172,10 +189,10 @@ def _check_foreign(section: Section, fitting: int, modules: int, left: Sequence[
     example = next(iter(unknown or left), Unused("nothing", "empty"))
     if len(unknown) * 2 < modules:
         raise ValueError(
-            f"{section.path} does not fit this network: {example.name} {example.reason}; "
+            f"{shown(section.path)} does not fit this network: {shown(example.name)} {example.reason}; "
             "choose a LoRA of the same model size"
         )
     raise ValueError(
-        f"{section.path} is a LoRA of another network (it holds {example.name!r}, ...); "
+        f"{shown(section.path)} is a LoRA of another network (it holds '{shown(example.name)}', ...); "
         "choose one made for Wan2.2 14B or Wan2.1 14B"
     )

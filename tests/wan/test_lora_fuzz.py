@@ -1,0 +1,183 @@
+"""Files nobody would write: refused in a sentence, or told as unused; never another exception."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+import torch
+from wanexperts.tests.wan.lora_writers import (
+    WRITERS,
+    expert,
+    factors,
+    save,
+    shapes,
+    weights,
+    write_low_rank,
+)
+from wanexperts.wan.lora import (
+    apply_loras,
+    coverage,
+    read_lora,
+    relative_norm,
+    rename,
+    resolve,
+    scaling,
+)
+
+PARTS = [
+    "lora_up.weight", "lora_down.weight", "lora_mid.weight", "lora_A.weight", "lora_B.weight", "lora_B.bias",
+    "alpha", "dora_scale", "lora_magnitude_vector", "diff", "diff_b", "diff_m", "set_weight", "w_norm", "b_norm",
+    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2", "lokr_w1", "lokr_w1_a", "lokr_w1_b",
+    "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "lora_up.scale_weight", "scale_weight", "weight_scale",
+]  # fmt: skip
+PLACES = ["blocks.0.self_attn.q", "patch_embedding", "blocks.0.norm3", "blocks.1.modulation", "blocks.1", "head",
+          "head.modulation", "blocks.0.self_attn.q.bias", "nonsense"]  # fmt: skip
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.float8_e4m3fn,
+    torch.int8,
+    torch.int64,
+]
+SIZES = [0, 1, 2, 2, 3, 128, 128, 128]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_parts_of_random_shapes(seed, tmp_path):
+    rng = random.Random(seed)
+    model = expert()
+    stored = weights(model)
+    outcomes = set()
+    for number in range(40):
+        valid = write_low_rank(WRITERS["comfyui"], factors()) if number % 2 else {}
+        tensors = {key: t for key, t in valid.items() if ".blocks.1." in key}
+        for _ in range(rng.randint(1, 6)):
+            shape = [rng.choice(SIZES) for _ in range(rng.choice([0, 1, 2, 2, 2, 2, 3, 5]))]
+            if torch.Size(shape).numel() > 100_000:
+                continue
+            tensor = torch.randn(shape).to(rng.choice(DTYPES))
+            tensors[
+                f"diffusion_model.{rng.choice(PLACES[: rng.choice([1, 9])])}.{rng.choice(PARTS)}"
+            ] = tensor
+        path = save(tensors, tmp_path / f"{number}.safetensors")
+        try:
+            (section,) = read_lora(path).sections.values()
+            resolved = resolve(section, shapes())
+        except ValueError:
+            outcomes.add("refused")
+            continue
+        outcomes.add("used")
+        told = {name for name, _ in resolved.left}
+        assert resolved.used + len(told) == resolved.modules
+        assert coverage(resolved).startswith(f"{resolved.used} of {resolved.modules}")
+        assert scaling(resolved)
+        relative_norm(resolved, stored.__getitem__)
+        rename(section, rng.choice(["comfyui", "kohya", "diffusers", "peft", "bare"]))
+        apply_loras(model, [(resolved, 1.0)])
+        assert {name: t.shape for name, t in weights(model).items()} == {
+            name: t.shape for name, t in stored.items()
+        }
+    assert outcomes == {"refused", "used"}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_factors_with_one_axis_wrong(seed, tmp_path):
+    """Valid files but for one tensor, cut or stretched: that module is told, the others act."""
+    rng = random.Random(seed)
+    for number in range(10):
+        tensors = write_low_rank(WRITERS["comfyui"], factors())
+        key = rng.choice([k for k in tensors if k.endswith("weight")])
+        axis = rng.randrange(tensors[key].ndim)
+        tensors[key] = torch.cat([tensors[key]] * 2, dim=axis)
+        (section,) = read_lora(save(tensors, tmp_path / f"{number}.safetensors")).sections.values()
+        resolved = resolve(section, shapes())
+        module = key.rsplit(".lora_", 1)[0]
+        assert [name for name, _ in resolved.left] == [module]
+        assert f"{module.removeprefix('diffusion_model.')}.weight" not in resolved.deltas
+        assert resolved.used == resolved.modules - 1
+
+
+def test_both_experts_in_scaled_fp8_with_strays(tmp_path):
+    """Scales belong to the expert their prefix names; keys that name none go to the first."""
+    tensors = {"scaled_fp8": torch.zeros(2)}
+    for prefix, factor in (("transformer.", 2.0), ("transformer_2.", 3.0)):
+        base = f"{prefix}blocks.0.attn1.to_q"
+        tensors |= {
+            f"{base}.lora_A.weight": torch.ones(1, 128).to(torch.float8_e4m3fn),
+            f"{base}.lora_A.scale_weight": torch.tensor(factor),
+            f"{base}.lora_B.weight": torch.ones(128, 1),
+        }
+    file = read_lora(save(tensors, tmp_path / "both.safetensors"))
+    scales = {}
+    for name, section in file.sections.items():
+        resolved = resolve(section, shapes())
+        assert not resolved.left
+        scales[name] = resolved.deltas["blocks.0.self_attn.q.weight"].scale
+    assert scales == {"high_noise": 2.0, "low_noise": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "role"), [("transformer_1.", "high_noise"), ("transformer_2.", "low_noise")]
+)
+def test_a_stray_key_does_not_make_a_second_section(prefix, role, tmp_path):
+    base = f"{prefix}blocks.0.attn1.to_q"
+    tensors = {f"{base}.lora_A.weight": torch.ones(1, 128), f"{base}.lora_B.weight": torch.ones(128, 1),
+               "training.step": torch.ones(1)}  # fmt: skip
+    file = read_lora(save(tensors, tmp_path / "x.safetensors"))
+    assert list(file.sections) == [role]
+    assert (file.role, file.base) == (role, "Wan2.2")
+    assert resolve(file.sections[role], shapes()).unused == ("training.step: not a LoRA tensor",)
+
+
+def test_a_foreign_file_is_refused_before_its_weights_are_read(tmp_path):
+    base = "diffusion_model.double_blocks.0.img_attn_qkv"
+    tensors = {
+        f"{base}.lora_A.weight": torch.full((2, 8), torch.nan),
+        f"{base}.lora_B.weight": torch.ones(8, 2),
+    }
+    (section,) = read_lora(save(tensors, tmp_path / "x.safetensors")).sections.values()
+    with pytest.raises(ValueError, match="another network"):
+        resolve(section, shapes())
+
+
+def test_names_that_would_break_a_line_are_shown_escaped(tmp_path):
+    odd = "diffusion_model.blocks\t\x1b[31m.0.x" + "y" * 2000
+    tensors = write_low_rank(WRITERS["comfyui"], factors())
+    tensors |= {f"{odd}.lora_A.weight": torch.ones(1, 1), f"{odd}.lora_B.weight": torch.ones(1, 1)}
+    (section,) = read_lora(save(tensors, tmp_path / "x.safetensors")).sections.values()
+    resolved = resolve(section, shapes())
+    for text in (coverage(resolved), *resolved.unused):
+        assert text.isprintable()
+        assert len(text) < 1000
+    only = {key: t for key, t in tensors.items() if key.startswith(odd)}
+    (section,) = read_lora(save(only, tmp_path / "y.safetensors")).sections.values()
+    with pytest.raises(ValueError, match="another network") as caught:
+        resolve(section, shapes())
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"lora_alpha": "x"}, {"lora_alpha": None}, {"lora_alpha": [1]}, {"alpha_pattern": [1]},
+     {"lora_alpha": float("nan")}, {"lora_alpha": float("inf")}, {"alpha_pattern": {"to_q": "y"}}, {"use_rslora": 3}],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_a_configuration_that_are_none_count_as_absent(config, tmp_path):
+    base = "transformer.blocks.0.attn1.to_q"
+    tensors = {
+        f"{base}.lora_A.weight": torch.ones(4, 128),
+        f"{base}.lora_B.weight": torch.ones(128, 4),
+    }
+    path = save(tensors, tmp_path / "x.safetensors", lora_adapter_metadata=json.dumps(config))
+    (section,) = read_lora(path).sections.values()
+    assert resolve(section, shapes()).deltas["blocks.0.self_attn.q.weight"].scale == 1.0
+
+
+def test_a_configuration_too_deep_to_parse_is_damaged(tmp_path):
+    tensors = {"transformer.blocks.0.attn1.to_q.lora_A.weight": torch.ones(4, 128)}
+    path = save(tensors, tmp_path / "x.safetensors", lora_adapter_metadata="[" * 200_000)
+    with pytest.raises(ValueError, match="damaged PEFT configuration"):
+        read_lora(path)
