@@ -197,7 +197,15 @@ def test_nothing_else_is_opened_or_started(tmp_path):
 
 
 def assembled(
-    *, numel=16, size=(16,), stride=(1,), offset=0, key="0", kind="FloatStorage", tail=b""
+    *,
+    numel=16,
+    size=(16,),
+    stride=(1,),
+    offset=0,
+    key="0",
+    kind="FloatStorage",
+    tail=b"",
+    device="cpu",
 ) -> bytes:
     """A pickle of one tensor ``a``, told as wrongly as one likes."""
 
@@ -211,7 +219,7 @@ def assembled(
     def row(values) -> bytes:
         return b"(" + b"".join(map(whole, values)) + b"t"
 
-    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text("cpu")
+    storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(key) + text(device)
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + whole(numel) + b"tQ"
     tensor += whole(offset) + row(size) + row(stride) + b"\x89ccollections\nOrderedDict\n)RtR"
     return b"\x80\x02}" + text("a") + tensor + b"s" + tail + b"."
@@ -226,8 +234,9 @@ def packed(path, content: bytes, *, compression=zipfile.ZIP_STORED, **parts: byt
     return path
 
 
-def test_the_assembled_file_is_sound_without_damage(tmp_path):
-    tensor = read_tensors(packed(tmp_path / "x.pth", assembled()), ["a"])["a"]
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "unheard-of"])
+def test_the_assembled_file_is_sound_without_damage(tmp_path, device):
+    tensor = read_tensors(packed(tmp_path / "x.pth", assembled(device=device)), ["a"])["a"]
     assert torch.equal(tensor, torch.zeros(16))
 
 
