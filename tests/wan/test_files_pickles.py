@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 import subprocess
@@ -388,15 +387,6 @@ def test_many_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(archive, "MEMBER_LIMIT", 2)
     with pytest.raises(ValueError, match="it has 3 parts"):
         read_header(packed(tmp_path / "x.pth", assembled()))
-
-
-def test_a_buffer_saved_to_a_stream(tmp_path):
-    """``torch.save`` names the folder after the file, or ``archive`` in a stream."""
-    stream = io.BytesIO()
-    torch.save({"a": torch.ones(3)}, stream)
-    path = tmp_path / "renamed.pt"
-    path.write_bytes(stream.getvalue())
-    assert torch.equal(read_tensors(path, ["a"])["a"], torch.ones(3))
 
 
 def test_a_name_that_is_not_there(tmp_path):
