@@ -28,23 +28,6 @@ def is_dynamic(patcher: Any) -> bool:
     return bool(getattr(patcher, "is_dynamic", lambda: False)())
 
 
-def settled(patcher: Any, *, plain: bool) -> Any:
-    """The patcher of a model whose weights have come since it was made.
-
-    Args:
-        patcher: it may have measured the model empty.
-        plain: the model holds weights that cannot be paged in on demand.
-    """
-    if plain and is_dynamic(patcher):
-        kind = comfy.model_patcher.ModelPatcher
-        made = kind(patcher.model, patcher.load_device, patcher.offload_device)
-        for name in ("object_patches", "force_cast_weights", "hook_mode", "is_clip"):
-            setattr(made, name, getattr(patcher, name))
-        return made
-    patcher.size = 0
-    return patcher
-
-
 def keep_stored_dtypes(network: Any) -> None:
     """Let weights that are paged in on demand keep the dtype they were loaded in (0.12 and later)."""
     getattr(comfy.model_management, "archive_model_dtypes", lambda _: None)(network)

@@ -27,6 +27,7 @@ from ...wan.quant import Quant
 from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
 from . import compat
+from .mapped import settle
 from .patches import patch_at_use
 from .quant import META, count_parameters, has_packed_layers, load_weights
 
@@ -270,7 +271,7 @@ def build_model(
         compat.keep_stored_dtypes(model.diffusion_model)
     if not mm.is_device_cpu(offload):
         model.to(offload)
-    patcher = compat.settled(patcher, plain=has_packed_layers(model.diffusion_model))
+    patcher = settle(patcher, packed=has_packed_layers(model.diffusion_model))
     patch_at_use(patcher)
     return patcher
 

@@ -17,8 +17,9 @@ from ...wan.config import TextConfig
 from ...wan.quant import Quant
 from ...wan.text import Tokenizer, UMT5Encoder
 from . import compat
+from .mapped import settle
 from .patches import patch_at_use
-from .quant import META, count_parameters, has_packed_layers, load_weights
+from .quant import META, has_packed_layers, load_weights
 
 TOKENS = "umt5xxl"
 """Key of the token lists, the one ComfyUI's own Wan text encoder uses."""
@@ -82,10 +83,7 @@ class _Target:
         self.params: dict[str, Any] = {}
         self._model, self._tokenizer = model, tokenizer
 
-    def clip(self, *, device: torch.device, **_: Any) -> HostTextModel:
-        if not mm.is_device_cpu(device):
-            self._model.to(device)
-        self._model.device = device
+    def clip(self, **_: Any) -> HostTextModel:
         return self._model
 
     def tokenizer(self, **_: Any) -> HostTokenizer:
@@ -106,12 +104,15 @@ def build_clip(
     dtype = torch.float32 if quants else comfy.utils.weight_dtype(weights)
     network = UMT5Encoder(config, ops=comfy.ops.manual_cast, device=META, dtype=dtype)
     load_weights(network, weights, quants, compute=torch.float32, full_precision=True)
+    model, offload = HostTextModel(network), mm.text_encoder_offload_device()
+    if not mm.is_device_cpu(offload):
+        model.to(offload)
+    model.device = offload
+    # On no real device to begin with, so that nothing is loaded before the patcher is settled.
     clip = comfy.sd.CLIP(
-        _Target(HostTextModel(network), tokenizer),
-        tokenizer_data={},
-        parameters=count_parameters(weights, quants),
+        _Target(model, tokenizer), tokenizer_data={}, model_options={"initial_device": META}
     )
     compat.keep_stored_dtypes(network)
-    clip.patcher = compat.settled(clip.patcher, plain=has_packed_layers(network))
+    clip.patcher = settle(clip.patcher, packed=has_packed_layers(network))
     patch_at_use(clip.patcher)
     return clip

@@ -5,6 +5,8 @@ Copied alone into a server's ``custom_nodes``; imports nothing of this repositor
 
 from __future__ import annotations
 
+import contextlib
+
 import comfy.model_management
 import torch
 
@@ -52,6 +54,51 @@ class WanProbeForward:
         return {"samples": out.cpu().float()}
 
 
+@contextlib.contextmanager
+def pinning():
+    """What a CUDA machine does to pin host memory, as far as ComfyUI is concerned."""
+    host, pinned = comfy.model_management, {}
+
+    def pin(tensor):
+        pinned[tensor.data_ptr()] = tensor.nbytes
+        return True
+
+    def unpin(tensor):
+        del pinned[tensor.data_ptr()]
+        return True
+
+    before = host.MAX_PINNED_MEMORY, host.pin_memory, host.unpin_memory
+    host.MAX_PINNED_MEMORY, host.pin_memory, host.unpin_memory = 1 << 40, pin, unpin
+    try:
+        yield pinned
+    finally:
+        host.MAX_PINNED_MEMORY, host.pin_memory, host.unpin_memory = before
+
+
+class WanProbePinned:
+    """A MODEL that was half loaded, once more half loaded and unloaded on a host that pins."""
+
+    RETURN_TYPES = ("MODEL", "STRING")
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        if not hasattr(comfy.model_management, "MAX_PINNED_MEMORY"):
+            return (model, "never pins")
+        comfy.model_management.unload_all_models()
+        with pinning() as pinned:
+            model.partially_load(model.load_device, model.model_size() / 2)
+            first = len(pinned)
+            storage = WanProbeStorage().run(model)[0]
+            model.partially_load(model.load_device, model.model_size() / 4)
+            model.detach()
+        return (model, f"{first} {len(pinned)}\n{storage}")
+
+
 class WanProbeStorage:
     """Each weight of a MODEL: key, stored dtype, and whether its bytes are those of a file (Linux)."""
 
@@ -97,6 +144,7 @@ class WanProbeText:
 
 NODE_CLASS_MAPPINGS = {
     "WanProbeForward": WanProbeForward,
+    "WanProbePinned": WanProbePinned,
     "WanProbeStorage": WanProbeStorage,
     "WanProbeText": WanProbeText,
 }

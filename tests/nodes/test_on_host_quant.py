@@ -108,6 +108,32 @@ def test_a_lora_on_packed_weights(host, form, share):
     assert torch.equal(after, plain)
 
 
+@pytest.mark.parametrize("form", ["fp8-comfy-quant", "fp8-channel", "int8-channel", "Q8_0", "Q4_K"])
+def test_our_lora_node_is_cores_on_packed_weights(host, form):
+    name = files.packed_name(form)
+    graph: Graph = {
+        LOADER: loader(name),
+        "ours": node(
+            "WanExpertsLora",
+            model_high_noise=(LOADER, 0),
+            model_low_noise=(LOADER, 1),
+            lora_high_noise=LORA,
+            lora_low_noise="none",
+            strength_high_noise=0.7,
+            strength_low_noise=1.0,
+            strict=True,
+            allow_mismatch=False,
+        ),
+        "forward": node("WanProbeForward", model=("ours", 0), share=NONE),
+        "save": node("SaveLatent", samples=("forward", 0), filename_prefix="latents/ours"),
+    }
+    got = saved_latents(host, host.run(graph), "save")
+    (wanted,) = forwards(host, (name, 0.7, NONE))
+    # The older version puts patched fp8 back into fp8; the last bit of the numbers decides how.
+    limit = 0.01 if is_rounded(host, form, NONE) else SAME
+    assert relative(got, wanted) < limit
+
+
 @pytest.mark.parametrize("form", files.FORMS)
 def test_weights_stay_in_their_file_as_they_are_stored(host, models, form):
     if not Path("/proc/self/maps").exists():
@@ -130,6 +156,27 @@ def test_weights_stay_in_their_file_as_they_are_stored(host, models, form):
 def is_weight(key: str) -> bool:
     """Scales and notes are small copies."""
     return key.rpartition(".")[2] in ("weight", "bias", "modulation")
+
+
+@pytest.mark.parametrize("form", ["fp8-plain", "fp8-comfy-quant", "Q8_0"])
+def test_what_is_pinned_leaves_its_file_and_comes_back(host, form):
+    name = files.packed_name(form)
+    graph = {
+        LOADER: loader(name),
+        "pinned": node("WanProbePinned", model=(LOADER, 0)),
+        "storage": node("WanProbeStorage", model=("pinned", 0)),
+        "20": node("PreviewAny", source=("pinned", 1)),
+        "21": node("PreviewAny", source=("storage", 0)),
+    }
+    outputs = host.run(graph)
+    told, after = (outputs[key]["text"][0].splitlines() for key in ("20", "21"))
+    assert {line.split()[2] for line in after if is_weight(line.split()[0])} == {"mapped"}
+    if told == ["never pins"]:
+        pytest.skip(f"ComfyUI {host.version} pins nothing")
+    first, left = map(int, told[0].split())
+    private = [line for line in told[1:] if line.endswith("memory") and is_weight(line.split()[0])]
+    assert len(private) == first > 4
+    assert left == 0
 
 
 def conditioning(host, *names: str) -> list[Tensor]:
