@@ -111,21 +111,22 @@ class Scaled:
         """Pack one weight."""
         if not is_linear(key, weight):
             return plain(self.rest)(key, weight)
-        layer, weight = key.removesuffix(".weight"), weight.float()
+        layer, numbers = key.removesuffix(".weight"), weight.to(torch.float32, copy=True)
         whole = self.dtype == torch.int8
         top = 127.0 if whole else torch.finfo(self.dtype).max
-        largest = (
-            weight.abs().amax(1, keepdim=True) if self.shape == (-1, 1) else weight.abs().max()
+        ends = torch.aminmax(
+            numbers, **({"dim": 1, "keepdim": True} if self.shape == (-1, 1) else {})
         )
-        scale = (largest / top).to(self.scale_dtype)
-        stored = (weight / scale.float()).clamp(-top, top)
-        stored = (stored.round() if whole else stored).to(self.dtype)
+        scale = (torch.maximum(-ends.min, ends.max) / top).to(self.scale_dtype)
+        # In place: fresh memory for a gigabyte costs more than the arithmetic.
+        numbers.div_(scale.float()).clamp_(-top, top)
+        stored = (numbers.round_() if whole else numbers).to(self.dtype)
         state = {key: stored, f"{layer}.{self.leaf}": scale.reshape(self.shape)}
         if self.input_leaf:
             state[f"{layer}.{self.input_leaf}"] = torch.tensor(0.5).reshape(self.shape)
         if self.note:
             state[f"{layer}.comfy_quant"] = as_bytes(json.dumps(self.note).encode())
-        return state, stored.float() * scale.float()
+        return state, numbers.copy_(stored).mul_(scale.float())
 
 
 def as_bytes(data: bytes) -> Tensor:

@@ -16,6 +16,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from torch import Tensor
 from wanexperts.wan.config import TextConfig, TransformerConfig, VAEConfig
+from wanexperts.wan.text import UMT5Encoder
 from wanexperts.wan.vae import WanVAE
 
 Shapes = dict[str, tuple[int, ...]]
@@ -170,8 +171,9 @@ def run_expert(
 def run_text(model: torch.nn.Module, config: TextConfig) -> Tensor:
     """The hidden states of an encoder, ours or that of transformers, for one fixed text of 21 tokens."""
     ids = torch.randint(3, config.vocab_size, (1, 21), generator=torch.Generator().manual_seed(5))
-    out = model(ids)
-    return out if isinstance(out, Tensor) else out.last_hidden_state
+    if isinstance(model, UMT5Encoder):
+        return model(ids, dtype=torch.float32)
+    return model(ids).last_hidden_state
 
 
 @torch.no_grad()
