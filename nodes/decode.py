@@ -8,7 +8,7 @@ from comfy_api.latest import InputImpl, io, ui
 
 from ..wan.config import T2V_A14B
 from ..wan.shapes import pixel_size
-from ..wan.video import VideoWriter
+from ..wan.video import Clip, VideoWriter
 from .checks import check_limits, problem, widget
 from .host import compat
 from .host.files import output_slot
@@ -102,7 +102,8 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
         height, width = pixel_size(*latents.shape[-2:])
         path, subfolder = output_slot(filename_prefix, width=width, height=height)
         metadata = container_metadata(cls.hidden)
-        with VideoWriter(path, width=width, height=height, fps=fps, metadata=metadata) as writer:
+        clip = Clip(width=width, height=height, fps=fps, metadata=metadata)
+        with VideoWriter(path, clip) as writer:
             for frames in uint8_frames(vae, latents):
                 writer.write(frames)
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)

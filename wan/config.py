@@ -91,11 +91,19 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodingConfig:
-    """How a clip becomes a file: FFmpeg's encoder name, constant rate factor (0 best, 51 worst), preset."""
+    """How a clip becomes a file.
+
+    Attributes:
+        codec: FFmpeg's encoder name, such as ``libx264`` or ``libx265``.
+        crf: constant rate factor: 0 best, 51 worst.
+        preset: speed against size, by the encoder's own names.
+        pixel_format: FFmpeg's name; those of more than 8 bits take 16-bit frames.
+    """
 
     codec: str = "libx264"
     crf: int = 16
     preset: str = "medium"
+    pixel_format: str = "yuv420p"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from .. import __version__
 from ..checkpoint import BUNDLED, PARTS, find_parts
@@ -19,11 +16,10 @@ from ..pipeline import LoraUse, Pipeline, Plan, Request
 from ..sampling import Progress
 from ..schedule import SCHEDULES
 from ..solvers import SOLVERS
-from ..video import VideoWriter, check_writable, contact_sheet, save_png, whole_file
+from ..video import Clip, VideoWriter
 from .bar import Bar
-
-SHEET_FRAMES = 18
-SHEET_COLUMNS = 6
+from .latents import save_latents
+from .outputs import check_outputs, write_clip
 
 _LORAS = {
     "--lora": "the expert its keys or name say, else both",
@@ -84,33 +80,22 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     pipeline = open_pipeline(given)
     request = read_request(given, pipeline.defaults)
     plan = pipeline.plan(request)
-    outputs = [path for path in (given.out, given.contact_sheet, given.save_latents) if path]
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise ValueError("two outputs have the same name; give each its own")
-    for path in outputs:
-        check_writable(path)
+    outputs = check_outputs([given.out, given.contact_sheet, given.save_latents])
     settings = request.sampling
     metadata = describe(request, pipeline)
-    writer = VideoWriter(
-        given.out,
-        width=settings.width,
-        height=settings.height,
-        fps=settings.fps,
-        metadata={"wan": metadata},
+    clip = Clip(
+        width=settings.width, height=settings.height, fps=settings.fps, metadata={"wan": metadata}
     )
+    writer = VideoWriter(given.out, clip)
 
     bar.show("read weights", 0, 1)
     latents = pipeline.sample(request, lambda progress: _show_step(bar, plan, progress))
     if given.save_latents:
         save_latents(given.save_latents, latents, metadata)
-    sheet: list[Tensor] = []
-    with writer:
-        for frames in _show_frames(bar, pipeline.decode(latents), settings.num_frames):
-            sheet += _sheet_frames(frames, writer.frames, settings.num_frames)
-            writer.write(frames)
-    bar.close()
-    if given.contact_sheet:
-        save_png(given.contact_sheet, contact_sheet(torch.stack(sheet), SHEET_COLUMNS))
+    write_clip(
+        pipeline.decode(latents), writer,
+        total=settings.num_frames, bar=bar, sheet=given.contact_sheet,
+    )  # fmt: skip
     for path in outputs:
         print(path)
 
@@ -182,34 +167,7 @@ def describe(request: Request, pipeline: Pipeline) -> dict[str, object]:
     return {"version": __version__, **asdict(request), "weights": weights, "loras": loras}
 
 
-def save_latents(path: Path, latents: Tensor, metadata: dict[str, object]) -> None:
-    """Raw latents (1, 16, T, h, w) under the names ComfyUI's Load Latent reads."""
-    tensors = {
-        "latent_tensor": latents.cpu().contiguous(),
-        # Its presence says that the values are not scaled.
-        "latent_format_version_0": torch.empty(0),
-    }
-    data = save(tensors, metadata={"wan": json.dumps(metadata, ensure_ascii=False)})
-    with whole_file(path) as partial:
-        partial.write_bytes(data)
-
-
 def _show_step(bar: Bar, plan: Plan, progress: Progress) -> None:
     high = plan.high_steps
     first, total = (0, high) if progress.step <= high else (high, progress.total - high)
     bar.show(plan.expert(progress.step), progress.step - first, total)
-
-
-def _show_frames(bar: Bar, chunks: Iterator[Tensor], total: int) -> Iterator[Tensor]:
-    done = 0
-    for frames in chunks:
-        done += len(frames)
-        bar.show("decode", done, total)
-        yield frames
-
-
-def _sheet_frames(frames: Tensor, start: int, total: int) -> list[Tensor]:
-    """Those of ``frames`` (the clip's from ``start`` on) that are among the evenly spread few."""
-    count = min(SHEET_FRAMES, total)
-    chosen = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
-    return [frame for i, frame in enumerate(frames, start) if i in chosen]

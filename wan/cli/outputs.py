@@ -1,0 +1,51 @@
+"""Files that commands write: clips with their progress, contact sheets, names that must be free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..video import (
+    FrameWriter,
+    Sheet,
+    check_folder_writable,
+    check_writable,
+    save_png,
+)
+from .bar import Bar
+
+
+def check_outputs(files: Sequence[Path | None], folder: Path | None = None) -> list[Path]:
+    """The outputs that were asked for, a folder of frames first, once all can be written.
+
+    Raises:
+        ValueError: two of them are one.
+        OSError: one cannot be written.
+    """
+    outputs = [path for path in (folder, *files) if path]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise ValueError("two outputs have the same name; give each its own")
+    for path in outputs:
+        if path is folder:
+            check_folder_writable(path)
+        else:
+            check_writable(path)
+    return outputs
+
+
+def write_clip(
+    chunks: Iterable[Tensor], writer: FrameWriter, *, total: int, bar: Bar, sheet: Path | None
+) -> None:
+    """Decoded ``chunks`` of a clip of ``total`` frames into ``writer`` and, if named, a contact sheet."""
+    cells = Sheet(total)
+    with writer:
+        for frames in chunks:
+            bar.show("decode", writer.frames + len(frames), total)
+            if sheet:
+                cells.add(frames)
+            writer.write(frames)
+    bar.close()
+    if sheet:
+        save_png(sheet, cells.image())
