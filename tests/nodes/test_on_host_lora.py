@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -269,3 +270,17 @@ def test_swapped_files_on_demand(host, models):
     for slot, seed in enumerate((2, 1)):
         assert relative(got[slot], library_forward(models, slot, change(seed))) < 1e-5
     assert "is made for the low-noise expert" in report(host, graph)
+
+
+def test_a_partner_that_comes_later_is_found(host, models):
+    partner = models / files.LORAS / loras.LONELY.replace("high", "low")
+    graph = our_models()
+    graph[LORA] = lora_node(loras.LONELY, "auto")
+    (before,) = forwards(host, graph, ((LORA, 1), MANAGED))
+    shutil.copy(models / files.LORAS / loras.LOW, partner)
+    try:
+        (after,) = forwards(host, graph, ((LORA, 1), MANAGED))
+    finally:
+        partner.unlink()
+    assert relative(before, library_forward(models, 1)) < 1e-5
+    assert relative(after, library_forward(models, 1, change(2))) < 1e-5

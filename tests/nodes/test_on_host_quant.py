@@ -12,7 +12,8 @@ from wanexperts import comfy_server
 from wanexperts.tests.helpers import relative, sentencepiece_model
 from wanexperts.wan.transformer import WanTransformer
 
-from .graphs import LOADER, PROMPT, Graph, node, saved_latents
+from .graphs import ENCODE, LOADER, PROMPT, SAMPLER, TEXT, Graph, node, saved_latents
+from .test_on_host_companions import ksampler
 
 pytest.importorskip("gguf", reason="the gguf package writes the files: pip install gguf")
 from . import packed_weights as files
@@ -206,6 +207,29 @@ def test_packed_weights_are_not_saved(host):
     }
     with pytest.raises(comfy_server.HostError, match="which cannot be saved"):
         host.run(graph)
+
+
+def test_a_scheduled_lora_on_packed_weights_is_refused(host):
+    """ComfyUI writes those into the weights between two steps."""
+    graph: Graph = ksampler()
+    graph[LOADER] = loader(files.packed_name("Q8_0"))
+    graph[TEXT]["inputs"]["text_encoder"] = files.text_name("Q8_0")
+    graph["hook"] = node("CreateHookLora", lora_name=LORA, strength_model=1.0, strength_clip=0.0)
+    graph["set"] = node(
+        "ConditioningSetProperties",
+        cond_NEW=(ENCODE, 0),
+        strength=1.0,
+        set_cond_area="default",
+        hooks=("hook", 0),
+    )
+    graph[SAMPLER]["inputs"]["positive"] = ["set", 0]
+    with pytest.raises(
+        comfy_server.HostError, match=r"a LoRA on a schedule \(hook\) cannot change"
+    ):
+        host.run(graph)
+    del graph["hook"], graph["set"]
+    graph[SAMPLER]["inputs"]["positive"] = [ENCODE, 0]
+    assert host.run(graph)
 
 
 @pytest.mark.parametrize("form", ["Q8_0", "int8-channel"])
