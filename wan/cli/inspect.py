@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, format_card, open_checkpoint
+from ..checkpoint import Checkpoint, check_complete, format_card, open_checkpoint
 from ..checkpoint.identity import identify, pair_problems
-from ..keys.roles import LOW
+from ..keys.roles import HIGH, LOW
 from ..lora import is_lora, lora_card
 from .bar import Bar
 
@@ -43,6 +43,7 @@ def _card(path: Path, experts: list[Checkpoint]) -> tuple[str, bool]:
         if path.is_file() and is_lora(path):
             return lora_card(path), True
         checkpoint = open_checkpoint(path)
+        check_complete(checkpoint)
         card = format_card(checkpoint)
     except (ValueError, OSError) as error:
         return f"not usable: {error}", False
@@ -52,8 +53,17 @@ def _card(path: Path, experts: list[Checkpoint]) -> tuple[str, bool]:
 
 
 def _pair(first: Checkpoint, second: Checkpoint) -> str:
-    high, low = (second, first) if identify(first).role == LOW else (first, second)
-    problems = pair_problems(high, low)
+    """What the two experts are to each other; what nothing tells is not guessed."""
+    if identify(first).role == LOW or identify(second).role == HIGH:
+        first, second = second, first
+    problems = pair_problems(first, second)
     if problems:
         return "\n".join(f"not a pair: {problem}" for problem in problems)
-    return f"a pair: {high.path.name} is high noise, {low.path.name} low noise"
+    told = [
+        f"{expert.path.name} is {name} noise"
+        if identify(expert).role
+        else f"{expert.path.name} does not say which expert it is"
+        for expert, name in ((first, "high"), (second, "low"))
+    ]
+    known = all(identify(expert).role for expert in (first, second))
+    return f"{'a pair' if known else 'maybe a pair'}: {', '.join(told)}"

@@ -82,10 +82,11 @@ def _reader(path: Path) -> ModuleType:
         return gguf
     if head.startswith(b"PK\x03\x04"):
         return pickles
-    if head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
-        raise pickles.legacy(path)
+    # Before pickles: the length of a safetensors header may start with the bytes of one.
     if head[8:].lstrip().startswith(b"{"):
         return safetensors
+    if head[0] == 0x80 and head[1:2] in (b"\2", b"\3", b"\4", b"\5"):
+        raise pickles.legacy(path)
     raise _foreign(path, head)
 
 
