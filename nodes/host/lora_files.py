@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from ...wan.files.paths import shown
 from ...wan.keys.roles import HIGH, LOW, ROLES
+from ...wan.keys.transformer import known_keys
 from ...wan.lora import LoraFile, Section, find_partner, read_lora
+from ...wan.lora.card import BLOCKS
+from ...wan.lora.dialects import module_index, parse
 from . import files
 
 AUTO, NONE = "auto", "none"
@@ -45,7 +50,8 @@ def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
         allow_mismatch: use a file for the expert it is not made for.
 
     Raises:
-        ValueError: nothing chosen, not in the list, no LoRA, damaged, or made for the other expert.
+        ValueError: nothing chosen, not in the list, no LoRA or one of another network, damaged, or made
+            for the other expert.
         OSError: a file cannot be read.
     """
     given = {HIGH: high, LOW: low}
@@ -81,7 +87,21 @@ def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
 
 
 def _open(name: str) -> LoraFile:
-    return read_lora(files.find(files.LORAS, name))
+    file = read_lora(files.find(files.LORAS, name))
+    keys = [key for section in file.sections.values() for key in section.tensors]
+    modules = {spelled.module for key in keys if (spelled := parse(key))}
+    if not modules & _wan_modules():
+        raise ValueError(
+            f"{name} is a LoRA of another network (it holds '{shown(keys[0])}', ...); "
+            "choose one made for Wan2.2 14B or Wan2.1 14B"
+        )
+    return file
+
+
+@lru_cache(maxsize=1)
+def _wan_modules() -> frozenset[str]:
+    """Modules of any Wan network, in every spelling."""
+    return frozenset(module_index(known_keys(BLOCKS)))
 
 
 def _is_for(file: LoraFile, role: str) -> bool:
