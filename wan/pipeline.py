@@ -14,18 +14,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .checkpoint import (
     PARTS,
     Checkpoint,
-    check_keys,
+    check_complete,
     check_pair,
     detect_text_config,
     detect_transformer_config,
     detect_vae_config,
     family_defaults,
-    find_tokenizer,
     load_text_encoder,
     load_transformer,
     load_vae,
@@ -40,9 +39,9 @@ from .sampling import Callback, sample
 from .schedule import Schedule, Velocity, make_schedule
 from .shapes import LatentShape, latent_shape
 from .solvers import Solver, get_solver
-from .text import UMT5Encoder, check_vocabulary, clean, encode_prompt
+from .text import clean, encode_prompt
 from .transformer import WanTransformer
-from .vae import WanVAE, denormalize
+from .vae import denormalize
 from .video import to_uint8
 
 log = logging.getLogger(__name__)
@@ -284,26 +283,16 @@ class Pipeline:
         text = detect_text_config(self.text)
         if text.dim != expert.text_dim:
             raise ValueError(
-                f"{self.text.path.name} gives text of width {text.dim}, the experts read "
+                f"{self.text.name} gives text of width {text.dim}, the experts read "
                 f"{expert.text_dim}; use the text encoder of the same family"
             )
         if vae.z_dim != expert.out_dim:
             raise ValueError(
-                f"{self.vae.path.name} has {vae.z_dim} latent channels, the experts make "
+                f"{self.vae.name} has {vae.z_dim} latent channels, the experts make "
                 f"{expert.out_dim}; use the VAE of the same family"
             )
-        built: list[tuple[nn.Module, Checkpoint]] = [
-            *(
-                (WanTransformer(detect_transformer_config(e), device=torch.device("meta")), e)
-                for e in (self.high, self.low)
-            ),
-            (WanVAE(vae, device=torch.device("meta")), self.vae),
-            (UMT5Encoder(text, device=torch.device("meta")), self.text),
-        ]
-        for module, checkpoint in built:
-            check_keys(module.state_dict(), checkpoint)
-        pieces = find_tokenizer(self.text).vocab_size
-        check_vocabulary(pieces, text.vocab_size, self.text.path.name)
+        for checkpoint in (self.high, self.low, self.vae, self.text):
+            check_complete(checkpoint)
 
 
 class _Expert:

@@ -26,7 +26,7 @@ _SOURCES = {"header": "by its header", "folder": "by its folder", "name": "by it
 def format_card(checkpoint: Checkpoint) -> str:
     """What a file is and how it is stored, one fact a line."""
     lines = [
-        f"{checkpoint.path.name}: {_what(checkpoint)}",
+        f"{checkpoint.name}: {_what(checkpoint)}",
         f"  layout: {checkpoint.layout}, {checkpoint.container}, {_size(checkpoint.nbytes)}",
         f"  weights: {', '.join(_weights(checkpoint))}",
         f"  runs: {_runs(checkpoint)}",

@@ -19,8 +19,8 @@ def family_defaults(expert: Checkpoint) -> SamplingConfig:
     """How this expert wants to be sampled: by its header, else by its sizes, else as T2V-A14B."""
     try:
         header = json.loads(expert.metadata.get("wan_config", "{}"))
-    except ValueError:
-        log.warning("%s: its wan_config is not JSON and is ignored", expert.path)
+    except (ValueError, RecursionError):
+        log.warning("%s: its wan_config is not JSON and is ignored", expert.where)
         header = {}
     config = detect_transformer_config(expert)
     families = (f.sampling for f in FAMILIES.values() if f.transformer == config)
@@ -34,9 +34,9 @@ def family_defaults(expert: Checkpoint) -> SamplingConfig:
     told = {key: value for key, value in told.items() if key in known}
     for key, value in told.items():
         if type(value) is not type(known[key]):
-            raise ValueError(f"{expert.path}: its header has {key}={value!r}; download it again")
+            raise ValueError(f"{expert.where}: its header has {key}={value!r}; download it again")
     sampling = replace(sampling, **told)
-    check_boundary(sampling.boundary)
+    _check(expert, sampling.boundary)
     return sampling
 
 
@@ -46,7 +46,14 @@ def _boundary(expert: Checkpoint) -> float:
         boundary = float(told)
     except ValueError as error:
         raise ValueError(
-            f"{expert.path}: its header has boundary_ratio={told!r}; download it again"
+            f"{expert.where}: its header has boundary_ratio={told!r}; download it again"
         ) from error
-    check_boundary(boundary)
+    _check(expert, boundary)
     return boundary
+
+
+def _check(expert: Checkpoint, boundary: float) -> None:
+    try:
+        check_boundary(boundary)
+    except ValueError as error:
+        raise ValueError(f"{expert.where}: {error}") from error

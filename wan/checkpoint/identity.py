@@ -84,23 +84,23 @@ def _role(checkpoint: Checkpoint) -> tuple[str | None, str]:
 def pair_problems(high: Checkpoint, low: Checkpoint) -> list[str]:
     """Why two files may not be the two experts of one model, most certain first; empty if nothing is."""
     if high.path.resolve() == low.path.resolve():
-        return [f"{high.path} was given for both experts; choose the other file for one of them"]
+        return [f"{high.where} was given for both experts; choose the other file for one of them"]
     found = []
     first, second = identify(high), identify(low)
     if first.role == LOW and second.role == HIGH:
         found.append(
-            f"the experts are swapped: {high.path.name} is the low-noise expert; exchange the files"
+            f"the experts are swapped: {high.name} is the low-noise expert; exchange the files"
         )
     else:
         for given, who, role in ((high, first, HIGH), (low, second, LOW)):
             if who.role not in (None, role):
                 found.append(
-                    f"{given.path.name} is the other expert by its {who.role_source}; "
+                    f"{given.name} is the other expert by its {who.role_source}; "
                     f"choose a {role.partition('_')[0]}-noise file there"
                 )
     if same_weights(high, low):
         found.append(
-            f"{high.path.name} and {low.path.name} hold the same weights under two names; "
+            f"{high.name} and {low.name} hold the same weights under two names; "
             "choose the other expert for one of them"
         )
     found += _mixed(high, low, first, second)
@@ -112,13 +112,13 @@ def _mixed(high: Checkpoint, low: Checkpoint, first: Identity, second: Identity)
     config, other = detect_transformer_config(high), detect_transformer_config(low)
     if config != other:
         found.append(
-            f"{high.path.name} has {_sizes(config)}, {low.path.name} {_sizes(other)}; "
+            f"{high.name} has {_sizes(config)}, {low.name} {_sizes(other)}; "
             "choose two experts of one model"
         )
     releases = {first.release, second.release} - {None}
     if len(releases) > 1:
         found.append(
-            f"{high.path.name} is {first.model} and {low.path.name} {second.model}; "
+            f"{high.name} is {first.model} and {low.name} {second.model}; "
             "choose two experts of one release"
         )
     return found
@@ -146,7 +146,7 @@ def check_pair(high: Checkpoint, low: Checkpoint, *, allow_mismatch: bool = Fals
     config, other = detect_transformer_config(high), detect_transformer_config(low)
     if config.text_dim != other.text_dim:
         raise ValueError(
-            f"{high.path.name} reads text of width {config.text_dim}, {low.path.name} of "
+            f"{high.name} reads text of width {config.text_dim}, {low.name} of "
             f"{other.text_dim}; no text encoder fits both, choose two experts of one model"
         )
     if problems and not allow_mismatch:

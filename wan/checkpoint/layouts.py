@@ -6,20 +6,20 @@ prefixed; folders of shards with an index; diffusers component folders.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from ..files import Header, TensorInfo, read_header, read_tensors
+from ..files import Header, TensorInfo, is_folder, read_header, read_tensors, shown
+from ..files.documents import read_json
 from ..keys import text as text_keys
 from ..keys import transformer as transformer_keys
 from ..keys import vae as vae_keys
 from ..quant import Quant
+from .foreign import name_foreign
 from .packing import Packing, find_packing
 
 PREFIXES = (
@@ -43,6 +43,8 @@ MARKERS = {
     "text_encoder": "blocks.0.pos_embedding.embedding.weight",
 }
 """A tensor, by its official key, that only one kind of network has."""
+MOST = 1 << 24
+"""Beyond the sizes of any network, and small enough that their products are still numbers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +72,16 @@ class Checkpoint:
     metadata: Mapping[str, str]
 
     @property
+    def where(self) -> str:
+        """The path on one printable line."""
+        return shown(self.path)
+
+    @property
+    def name(self) -> str:
+        """The name of the file or folder on one printable line."""
+        return shown(self.path.name)
+
+    @property
     def files(self) -> list[Path]:
         """The files that hold its tensors."""
         return sorted({info.file for info in [*self.tensors.values(), *self.scales.values()]})
@@ -83,12 +95,16 @@ class Checkpoint:
         """Shape of one tensor of ``axes`` axes; ValueError names the file when it has not got it."""
         if key not in self.tensors:
             raise ValueError(
-                f"{self.path} has no tensor {key!r}; it is incomplete, download it again"
+                f"{self.where} has no tensor '{key}'; it is incomplete, download it again"
             )
         shape = self.tensors[key].shape
         if len(shape) != axes:
             raise ValueError(
-                f"{self.path} holds {key!r} with {len(shape)} axes, not {axes}; choose another file"
+                f"{self.where} holds '{key}' with {len(shape)} axes, not {axes}; choose another file"
+            )
+        if not all(0 < size <= MOST for size in shape):
+            raise ValueError(
+                f"{self.where} holds '{key}' of shape {shape}, which no network has; download it again"
             )
         return shape
 
@@ -129,15 +145,14 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
             expected.
     """
     path = Path(path)
-    header, sharded = _read_folder(path) if path.is_dir() else (_read_file(path), False)
+    header, sharded = _read_folder(path) if is_folder(path) else (_read_file(path), False)
     tensors, spelling = _official(_strip(header.tensors))
     kind = next((kind for kind, marker in MARKERS.items() if marker in tensors), None)
     want = KINDS[expected] if expected else "Wan weights"
     if kind is None:
-        first = next(iter(header.tensors), "nothing")
-        raise ValueError(f"{path} is not {want} (it holds {first!r}, ...); choose another file")
+        raise _foreign(path, want, header)
     if expected and kind != expected:
-        raise ValueError(f"{path} is {KINDS[kind]}, not {want}; choose another file")
+        raise ValueError(f"{shown(path)} is {KINDS[kind]}, not {want}; choose another file")
     packing: Packing = find_packing(path, tensors, header.metadata)
     spread = "shards" if sharded else "one file"
     return Checkpoint(
@@ -150,6 +165,14 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
         scales=packing.scales,
         metadata=header.metadata,
     )
+
+
+def _foreign(path: Path, want: str, header: Header) -> ValueError:
+    known = name_foreign(header.tensors)
+    if known:
+        return ValueError(f"{shown(path)} is {known}, not {want}; choose another file")
+    first = shown(next(iter(header.tensors), "nothing"))
+    return ValueError(f"{shown(path)} is not {want} (it holds '{first}', ...); choose another file")
 
 
 def _read_file(path: Path) -> Header:
@@ -167,7 +190,7 @@ def _read_folder(folder: Path) -> tuple[Header, bool]:
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise ValueError(
-            f"{folder} holds {len(files)} .safetensors files and no index; "
+            f"{shown(folder)} holds {len(files)} .safetensors files and no index; "
             "choose one expert's folder (high_noise_model or low_noise_model) or a file"
         )
     header = read_header(files[0])
@@ -175,37 +198,46 @@ def _read_folder(folder: Path) -> tuple[Header, bool]:
 
 
 def _read_shards(folder: Path, index: Path) -> Header:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-        outside = [name for name in names if Path(name).name != name]
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{index} is not an index of shards; download the folder again") from error
-    if outside:
-        raise ValueError(
-            f"{index} names {outside[0]!r}, which is not in its folder; download the folder again"
-        )
+    weight_map = _read_index(index)
     tensors: dict[str, TensorInfo] = {}
     metadata: dict[str, str] = {}
-    for name in names:
+    for name in sorted(set(weight_map.values())):
         shard = read_header(folder / name)
         tensors |= {key: info for key, info in shard.tensors.items() if weight_map.get(key) == name}
         metadata |= shard.metadata
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise ValueError(
-            f"{folder} lacks {len(missing)} tensors its index lists (first: {missing[0]}); "
+            f"{shown(folder)} lacks {len(missing)} tensors its index lists (first: {shown(missing[0])}); "
             "download the folder again"
         )
     header = Header(container="safetensors", tensors=tensors, metadata=metadata)
     return _with_config(folder, header)
 
 
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor -> name of its shard, which lies beside the index."""
+    told = read_json(index, "an index of shards")
+    weight_map = told.get("weight_map") if isinstance(told, dict) else None
+    if not (
+        isinstance(weight_map, dict)
+        and weight_map
+        and all(isinstance(name, str) for name in weight_map.values())
+    ):
+        raise ValueError(f"{shown(index)} is not an index of shards; download it again")
+    for name in weight_map.values():
+        if name in ("", ".", "..") or _ELSEWHERE.search(name):
+            raise ValueError(
+                f"{shown(index)} names '{shown(name)}', which is not in its folder; download it again"
+            )
+    return weight_map
+
+
 def _with_config(folder: Path, header: Header) -> Header:
     """The header with the boundary that the diffusers repository around ``folder`` states."""
     try:
-        index: Any = json.loads((folder.parent / "model_index.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        index = read_json(folder.parent / "model_index.json", "a list of components")
+    except (OSError, ValueError):
         return header  # no diffusers repository
     ratio = index.get("boundary_ratio") if isinstance(index, dict) else None
     if not isinstance(ratio, float):
@@ -230,6 +262,7 @@ def _official(names: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], s
     return dict(names), "official"
 
 
+_ELSEWHERE = re.compile(r"[/\\\\:\0]")
 _SPELLINGS = (
     ("diffusers", re.compile(r"blocks\.\d+\.attn1\."), transformer_keys.official_key),
     ("diffusers", re.compile(r"(encoder|decoder)\.conv_in\."), vae_keys.official_key),

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
+from ..files.documents import DOCUMENT_LIMIT, read_small
 from ..files.gguf import read_tokenizer
 from ..ops import Ops, TorchOps
 from ..quant import replace_layers
-from ..text import Tokenizer, UMT5Encoder
+from ..text import Tokenizer, UMT5Encoder, check_vocabulary
 from ..transformer import WanTransformer
 from ..vae import WanVAE
 from .layouts import SPIECE_KEY, Checkpoint, open_checkpoint
@@ -45,11 +46,11 @@ def check_keys(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     told = [f"{len(v)} {k} (first: {v[0]})" for k, v in problems.items() if v]
     if told:
         way_out = WAY_OUT if unread else "choose a complete file of this model"
-        raise ValueError(f"{checkpoint.path} does not fit: {', '.join(told)}; {way_out}")
+        raise ValueError(f"{checkpoint.where} does not fit: {', '.join(told)}; {way_out}")
 
 
 def check_complete(checkpoint: Checkpoint) -> None:
-    """Raise ValueError unless the file holds one whole network of its kind, see :func:`check_keys`."""
+    """Raise ValueError unless a file holds one whole network of its kind, and a text encoder its tokenizer."""
     meta = torch.device("meta")
     network: nn.Module
     if checkpoint.kind == "transformer":
@@ -57,8 +58,11 @@ def check_complete(checkpoint: Checkpoint) -> None:
     elif checkpoint.kind == "vae":
         network = WanVAE(detect_vae_config(checkpoint), device=meta)
     else:
-        network = UMT5Encoder(detect_text_config(checkpoint), device=meta)
+        config = detect_text_config(checkpoint)
+        check_vocabulary(find_tokenizer(checkpoint).vocab_size, config.vocab_size, checkpoint.name)
+        network = UMT5Encoder(config, device=meta)
     check_keys(network.state_dict(), checkpoint)
+    replace_layers(network, checkpoint.quants)
 
 
 def _is_read(checkpoint: Checkpoint, key: str) -> bool:
@@ -136,7 +140,11 @@ def load_text_encoder(
 
 def find_tokenizer(checkpoint: Checkpoint, given: str | Path | None = None) -> Tokenizer:
     """The tokenizer of a text encoder, see :func:`find_pieces`."""
-    return Tokenizer(find_pieces(checkpoint, given))
+    pieces = find_pieces(checkpoint, given)
+    try:
+        return Tokenizer(pieces)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.where}: {error}") from error
 
 
 def find_pieces(checkpoint: Checkpoint, given: str | Path | None = None) -> bytes:
@@ -151,18 +159,28 @@ def find_pieces(checkpoint: Checkpoint, given: str | Path | None = None) -> byte
         ValueError: there is none.
     """
     if given is not None:
-        return Path(given).read_bytes()
+        return read_small(Path(given))
     if SPIECE_KEY in checkpoint.tensors:
-        return bytes(checkpoint.read(SPIECE_KEY)[0].tolist())
+        return _pieces_inside(checkpoint)
     if checkpoint.container == "gguf" and (pieces := read_tokenizer(checkpoint.path)):
         return pieces
     for folder in _tokenizer_folders(checkpoint.path):
         if (folder / SPIECE_FILE).is_file():
-            return (folder / SPIECE_FILE).read_bytes()
+            return read_small(folder / SPIECE_FILE)
     raise ValueError(
-        f"{checkpoint.path} holds no tokenizer; put umT5's spiece.model beside it, "
+        f"{checkpoint.where} holds no tokenizer; put umT5's spiece.model beside it, "
         "or use umt5_xxl_fp16.safetensors, which carries it"
     )
+
+
+def _pieces_inside(checkpoint: Checkpoint) -> bytes:
+    info = checkpoint.tensors[SPIECE_KEY]
+    if info.dtype not in ("U8", "I8") or len(info.shape) != 1 or info.shape[0] > DOCUMENT_LIMIT:
+        raise ValueError(
+            f"{checkpoint.where} holds a {SPIECE_KEY} that is no tokenizer ({info.dtype} {info.shape}); "
+            "download it again"
+        )
+    return bytes(checkpoint.read(SPIECE_KEY)[0].numpy().tobytes())
 
 
 def _tokenizer_folders(path: Path) -> list[Path]:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..files import TensorInfo, read_tensors
+from ..files import TensorInfo, read_tensors, shown
 from ..quant import Quant, quant_format
 
 LEGACY_MARKER = "scaled_fp8"
@@ -35,6 +36,8 @@ UNREAD = {
     "weight_zero": "an integer packing with zero points",
 }
 """Leaves of packings that are not read, and their names."""
+NOTE_LIMIT = 1 << 16
+"""Bytes of what a file says of one layer; ComfyUI writes less than 100."""
 WAY_OUT = "use the bf16, fp16, scaled fp8, int8 or GGUF file of the same model"
 
 
@@ -61,7 +64,9 @@ def find_packing(
     for key, info in names.items():
         layer, _, leaf = key.rpartition(".")
         if leaf in UNREAD:
-            raise ValueError(f"{path} is quantised as {UNREAD[leaf]}, which is not read; {WAY_OUT}")
+            raise ValueError(
+                f"{shown(path)} is quantised as {UNREAD[leaf]}, which is not read; {WAY_OUT}"
+            )
         if leaf in SCALES:
             scales[f"{layer}.{SCALES[leaf]}"] = info
         elif leaf == "comfy_quant":
@@ -78,7 +83,9 @@ def find_packing(
         quants[layer] = replace(quant, full_precision=asked)
     for key in scales:
         if key.rpartition(".")[0] not in quants:
-            raise ValueError(f"{path} has {key} but no quantised weight for it; download it again")
+            raise ValueError(
+                f"{shown(path)} has {shown(key)} but no quantised weight for it; download it again"
+            )
     return Packing(tensors=tensors, quants=quants, scales=scales)
 
 
@@ -94,7 +101,7 @@ def _quants(
         scale = scales.get(f"{layer}.weight_scale")
         if scale is None and name in READ_WITH_SCALES:
             if name == "int8":
-                raise ValueError(f"{path}: {key} is int8 without a scale; {WAY_OUT}")
+                raise ValueError(f"{shown(path)}: {shown(key)} is int8 without a scale; {WAY_OUT}")
             continue  # plain fp8 is a number format like any other
         if scale is not None:
             _check_scale(path, key, info, scale)
@@ -108,11 +115,13 @@ def _check_scale(path: Path, key: str, weight: TensorInfo, scale: TensorInfo) ->
     rows = weight.shape[0] if weight.shape else 0
     if scale.shape not in ((), (1,), (rows,), (rows, 1), (1, 1)):
         raise ValueError(
-            f"{path}: the scale of {key} has shape {scale.shape}; one number, or one for each of "
+            f"{shown(path)}: the scale of {shown(key)} has shape {scale.shape}; one number, or one for each of "
             f"its {rows} rows is read; {WAY_OUT}"
         )
     if scale.dtype not in ("F64", "F32", "F16", "BF16"):
-        raise ValueError(f"{path}: the scale of {key} is {scale.dtype}, not a float; {WAY_OUT}")
+        raise ValueError(
+            f"{shown(path)}: the scale of {shown(key)} is {scale.dtype}, not a float; {WAY_OUT}"
+        )
 
 
 def _header_notes(
@@ -125,7 +134,7 @@ def _header_notes(
         layers = json.loads(metadata[HEADER_ENTRY])["layers"].items()
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
         raise ValueError(
-            f"{path}: its header's {HEADER_ENTRY} is damaged; download it again"
+            f"{shown(path)}: its header's {HEADER_ENTRY} is damaged; download it again"
         ) from error
     official = {info.name.removesuffix(".weight"): key for key, info in tensors.items()}
     return {
@@ -137,14 +146,19 @@ def _header_notes(
 def _tensor_notes(path: Path, told: Mapping[str, TensorInfo]) -> dict[str, dict[str, Any]]:
     """What ``comfy_quant`` tensors (bytes of JSON) say of each layer."""
     notes: dict[str, dict[str, Any]] = {}
+    for info in told.values():
+        if info.dtype != "U8" or prod(info.shape) > NOTE_LIMIT:
+            raise ValueError(f"{shown(path)}: {shown(info.name)} is damaged; download it again")
     for file in {info.file for info in told.values()}:
         layers = {layer: info.name for layer, info in told.items() if info.file == file}
         found = read_tensors(file, layers.values())
         for layer, name in layers.items():
             try:
-                note = json.loads(bytes(found[name].flatten().tolist()))
-            except (ValueError, TypeError, RecursionError) as error:
-                raise ValueError(f"{path}: {name} is damaged; download it again") from error
+                note = json.loads(found[name].numpy().tobytes())
+            except (ValueError, RecursionError) as error:
+                raise ValueError(
+                    f"{shown(path)}: {shown(name)} is damaged; download it again"
+                ) from error
             notes[layer] = _checked(path, layer, note)
     return notes
 
@@ -152,5 +166,7 @@ def _tensor_notes(path: Path, told: Mapping[str, TensorInfo]) -> dict[str, dict[
 def _checked(path: Path, layer: str, note: Any) -> dict[str, Any]:
     name = note.get("format") if isinstance(note, dict) else None
     if name not in READ_WITH_SCALES:
-        raise ValueError(f"{path}: {layer} is quantised as {name!r}, which is not read; {WAY_OUT}")
+        raise ValueError(
+            f"{shown(path)}: {shown(layer)} is quantised as '{shown(name)}', which is not read; {WAY_OUT}"
+        )
     return dict(note)

@@ -24,6 +24,7 @@ OTHER_CHANNELS = {
     (48, 48): "the TI2V-5B model",
 }
 """Input and output channels of other Wan models."""
+_POSITIONS = "pos_embedding.embedding.weight"
 _BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -31,13 +32,13 @@ def _layers(checkpoint: Checkpoint) -> int:
     """How many blocks there are; a damaged file that skips numbers must not make us build them."""
     found = {match[1] for key in checkpoint.tensors if (match := _BLOCK.match(key))}
     if found != {str(index) for index in range(len(found))}:
-        raise ValueError(f"{checkpoint.path} lacks some of its blocks; download it again")
+        raise ValueError(f"{checkpoint.where} lacks some of its blocks; download it again")
     return len(found)
 
 
 def detect_transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
     """Sizes of a text-to-video expert, from its shapes; ValueError names other variants."""
-    path = checkpoint.path
+    path = checkpoint.where
     for key, variant in OTHER_VARIANTS.items():
         if key in checkpoint.tensors:
             raise ValueError(f"{path} is {variant}; choose a Wan2.2 text-to-video expert")
@@ -69,7 +70,7 @@ def detect_vae_config(checkpoint: Checkpoint) -> VAEConfig:
     z_dim = checkpoint.shape("conv2.weight", 5)[0]
     if z_dim != VAEConfig().z_dim:
         raise ValueError(
-            f"{checkpoint.path} is a VAE of {z_dim} latent channels; T2V-A14B needs the Wan2.1 VAE "
+            f"{checkpoint.where} is a VAE of {z_dim} latent channels; T2V-A14B needs the Wan2.1 VAE "
             f"({VAEConfig().z_dim} channels), for example wan_2.1_vae.safetensors"
         )
     return VAEConfig(dim=checkpoint.shape("encoder.conv1.weight", 5)[0])
@@ -78,13 +79,19 @@ def detect_vae_config(checkpoint: Checkpoint) -> VAEConfig:
 def detect_text_config(checkpoint: Checkpoint) -> TextConfig:
     """Sizes of an umT5 encoder."""
     vocab_size, dim = checkpoint.shape("token_embedding.weight", 2)
-    num_buckets, num_heads = checkpoint.shape("blocks.0.pos_embedding.embedding.weight", 2)
+    num_buckets, num_heads = checkpoint.shape(f"blocks.0.{_POSITIONS}", 2)
+    layers = _layers(checkpoint)
+    if layers > sum(key.endswith(_POSITIONS) for key in checkpoint.tensors) == 1:
+        raise ValueError(
+            f"{checkpoint.where} is a T5 encoder (one table of positions for all layers), not umT5; "
+            "use umt5_xxl"
+        )
     return TextConfig(
         vocab_size=vocab_size,
         dim=dim,
         attn_dim=checkpoint.shape("blocks.0.attn.q.weight", 2)[0],
         num_heads=num_heads,
         ffn_dim=checkpoint.shape("blocks.0.ffn.fc1.weight", 2)[0],
-        num_layers=_layers(checkpoint),
+        num_layers=layers,
         num_buckets=num_buckets,
     )

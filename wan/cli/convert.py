@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checkpoint import open_checkpoint
 from ..convert import DTYPES, LAYOUTS, convert, convert_lora
+from ..files import is_folder
 from ..lora import DIALECTS, is_lora
 from .bar import Bar
 
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(given: argparse.Namespace, bar: Bar) -> None:
     """Convert and print the files made; raises ValueError or OSError before anything is written."""
     dtype = DTYPES[given.dtype] if given.dtype else None
-    if given.source.is_file() and is_lora(given.source):
+    if not is_folder(given.source) and is_lora(given.source):
         made = convert_lora(given.source, given.out, dialect=given.to, dtype=dtype)
     else:
         made = convert(open_checkpoint(given.source), given.out, layout=given.to, dtype=dtype)

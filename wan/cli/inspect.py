@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checkpoint import Checkpoint, check_complete, format_card, open_checkpoint
 from ..checkpoint.identity import identify, pair_problems
+from ..files import is_folder
 from ..keys.roles import HIGH, LOW
 from ..lora import is_lora, lora_card
 from .bar import Bar
@@ -40,7 +41,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
 def _card(path: Path, experts: list[Checkpoint]) -> tuple[str, bool]:
     """What to say of one file, and whether it can be used; an expert is added to ``experts``."""
     try:
-        if path.is_file() and is_lora(path):
+        if not is_folder(path) and is_lora(path):
             return lora_card(path), True
         checkpoint = open_checkpoint(path)
         check_complete(checkpoint)
@@ -60,9 +61,9 @@ def _pair(first: Checkpoint, second: Checkpoint) -> str:
     if problems:
         return "\n".join(f"not a pair: {problem}" for problem in problems)
     told = [
-        f"{expert.path.name} is {name} noise"
+        f"{expert.name} is {name} noise"
         if identify(expert).role
-        else f"{expert.path.name} does not say which expert it is"
+        else f"{expert.name} does not say which expert it is"
         for expert, name in ((first, "high"), (second, "low"))
     ]
     known = all(identify(expert).role for expert in (first, second))

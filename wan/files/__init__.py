@@ -13,13 +13,14 @@ from torch import Tensor
 
 from . import gguf, pickles, safetensors
 from .header import DTYPES, Header, TensorInfo
-from .paths import read_head, shown
+from .paths import is_folder, read_head, shown
 
 __all__ = [
     "DTYPES",
     "SUFFIXES",
     "Header",
     "TensorInfo",
+    "is_folder",
     "read_header",
     "read_tensors",
     "read_tokenizer",

@@ -17,6 +17,14 @@ def shown(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a folder is there; False too for what is no path, or a name that is too long."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_head(path: Path) -> bytes:
     """The first bytes of a regular file, at most 512. What is not a regular file is never opened.
 
