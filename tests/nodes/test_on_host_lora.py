@@ -101,7 +101,7 @@ def test_a_pair_on_our_experts(host, models, share):
     got = forwards(host, graph, ((LORA, 0), share), ((LORA, 1), share))
     for slot, strength in enumerate((0.7, -0.4)):
         wanted = library_forward(models, slot, change(slot + 1, strength))
-        assert relative(got[slot], wanted) < 1e-5  # measured: 7e-7
+        assert relative(got[slot], wanted) < 1e-5  # measured: 6.4e-7
         assert relative(library_forward(models, slot), wanted) > 0.1
 
 
@@ -114,7 +114,7 @@ def test_a_pair_on_core_loaded_models(host, models, share):
     steps = [("0", 0), (LORA, 0), ("again", 0), (LORA, 0), ("0", 0), (LORA, 1)]
     plain, got, weaker, same, bare, low = forwards(host, graph, *((s, share) for s in steps))
     wanted = library_forward(models, 0, change(1, 0.7))
-    assert relative(got, wanted) < 1e-4  # measured: 1e-6; core's arithmetic is not quite ours
+    assert relative(got, wanted) < 1e-4  # measured: 2.6e-6; core's arithmetic is not quite ours
     assert relative(library_forward(models, 0, change(1, 0.7, low_rank_only=True)), wanted) > 0.1
     assert relative(weaker, library_forward(models, 0, change(1, 0.3))) < 1e-4
     assert relative(low, library_forward(models, 1, change(2))) < 1e-4

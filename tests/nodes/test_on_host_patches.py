@@ -72,7 +72,7 @@ def forwards(host, *steps: tuple[float | None, float]) -> list[Tensor]:
 def test_a_patched_modulation_changes_the_output_as_computed(host, random_models, share):
     (got,) = forwards(host, (0.7, share))
     wanted = library_forward(random_models, modulation_change(random_models, 0.7))
-    assert relative(got, wanted) < 1e-5  # measured: 5.4e-7 in all cases
+    assert relative(got, wanted) < 1e-5  # measured: 7.2e-7
     # Each of the two parameters matters on its own.
     for name in files.MODULATIONS:
         change = modulation_change(random_models, 0.7)
