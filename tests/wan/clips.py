@@ -50,6 +50,32 @@ def read(path: Path, layout: str = "rgb24") -> Tensor:
     return torch.from_numpy(np.stack(frames))
 
 
+def read_planes(path: Path) -> list[Tensor]:
+    """Y, Cb and Cr of a file's frames as they are stored, each (n, rows, columns)."""
+    frames: list[list[Tensor]] = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            deep = frame.format.components[0].bits > 8
+            planes = [
+                np.frombuffer(bytes(plane), np.uint16 if deep else np.uint8)
+                .reshape(plane.height, -1)[:, : plane.width]
+                .astype(np.int32)
+                for plane in frame.planes
+            ]
+            frames.append([torch.from_numpy(plane) for plane in planes])
+    return [torch.stack(planes) for planes in zip(*frames, strict=True)]
+
+
+def exact_planes(video: Tensor, depth: int) -> list[Tensor]:
+    """What 4:2:0 planes of ``depth`` bits should hold, by BT.709's definition in float64."""
+    red, green, blue = ((video.double() + 1) / 2).unbind(0)
+    luma = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    chroma = [(blue - luma) / 1.8556, (red - luma) / 1.5748]
+    small = [torch.nn.functional.avg_pool2d(plane, 2) for plane in chroma]
+    unit = 2 ** (depth - 8)
+    return [(16 + 219 * luma) * unit, *((128 + 224 * plane) * unit for plane in small)]
+
+
 def psnr(got: Tensor, wanted: Tensor, peak: int = 255) -> float:
     """Peak signal to noise ratio in dB."""
     error = (got.double() - wanted.double()).square().mean() / peak**2

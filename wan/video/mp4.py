@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from .writer import FrameWriter
 BEST_CRF, WORST_CRF = 0, 51
 _BT709 = 1
 """The code of BT.709 in all three colour fields of H.264 and H.265: primaries, transfer, matrix."""
+_LONGEST_DELAY = 64
+"""Frames that no encoder holds back more than."""
 _ENCODING = EncodingConfig()
 _OPTIONS = {"libx265": {"x265-params": "log-level=error"}}
 _TAGS = {"libx265": "hvc1"}
@@ -104,12 +106,12 @@ class VideoWriter(FrameWriter):
         picture = self._to_planes(frame)
         picture.pts = self._index
         self._index += 1
-        self._mux(self._stream.encode(picture))
+        self._mux(_with_dts(self._stream.encode(picture)))
         if self._sound:
             self._mux(self._sound.advance(self._index / self.clip.rate))
 
     def _finish(self) -> None:
-        self._mux(self._stream.encode(None))
+        self._mux(_with_dts(self._stream.encode(None)))
         if self._sound:
             self._mux(self._sound.finish())
         self._container.close()
@@ -121,6 +123,14 @@ class VideoWriter(FrameWriter):
     def _close(self) -> None:
         with suppress(FFmpegError, OSError):
             self._container.close()
+
+
+def _with_dts(packets: Iterable[av.Packet[av.VideoStream]]) -> Iterator[av.Packet[av.VideoStream]]:
+    """x265 leaves the decoding time of clips of 1 and 2 frames unset, at whatever memory held."""
+    for packet in packets:
+        if packet.pts is not None and not 0 <= packet.pts - (packet.dts or 0) <= _LONGEST_DELAY:
+            packet.dts = packet.pts
+        yield packet
 
 
 def _check_encoding(encoding: EncodingConfig) -> av.VideoFormat:

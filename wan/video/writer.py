@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -23,6 +24,7 @@ from .frames import Pixels, check_frames, pixels
 log = logging.getLogger(__name__)
 
 _QUEUED_FRAMES = 8
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FrameWriter(ABC):
@@ -127,10 +129,10 @@ class FrameWriter(ABC):
             if not self._dropped.is_set():
                 self._finish()
         except (OSError, FFmpegError) as error:
-            raise OSError(
-                f"cannot write {self.path} ({error.strerror or error}); make room there or choose "
-                "another place"
-            ) from error
+            full = error.errno in _FULL
+            way_out = "make room there" if full else "use another place or format"
+            reason = error.strerror or error
+            raise OSError(f"cannot write {self.path} ({reason}); {way_out}") from error
         finally:
             self._close()
             self._dropped.set()
