@@ -97,8 +97,8 @@ def two(begin: int, end: int) -> dict:
 DAMAGED = {
     "not JSON": (assembled(b'{"a": nothing}'), "its header: Expecting value"),
     "cut JSON": (assembled(b'{"a": {"dtype": "F32", "sh'), "its header: Unterminated string"),
-    "not text": (assembled(b'{"\xff\xfe": 1}'), "its header: 'utf-8' codec"),
-    "lone surrogate": (assembled(b'{"\\ud800": {}}'), "surrogates not allowed"),
+    "not text": (assembled(b'{"\xff\xfe": 1}'), "its header is not text"),
+    "lone surrogate": (assembled(b'{"\\ud800": {}}'), "its header is not text"),
     "two values": (assembled(b"{} {}"), "its header: Extra data"),
     "a name twice": (assembled(b'{"a\\n": {}, "a\\u000a": {}}'), r"'a\\n' is named twice"),
     "a key twice": (assembled(b'{"a": {"dtype": "F32", "dtype": "F32"}}'), "'dtype' is named twice"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .paths import shown
 
-PICKLE_LIMIT = 4 * 1024 * 1024
+PICKLE_LIMIT = 1024 * 1024
 """Bytes of a pickle; that of a model of 1,100 tensors has 130 KB."""
 DIRECTORY_LIMIT = 32 * 1024 * 1024
 MEMBER_LIMIT = 100_000

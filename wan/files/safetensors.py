@@ -77,6 +77,8 @@ def _parse(path: Path, raw: bytes) -> dict[str, Any]:
         "".join(entries).encode()  # safetensors takes no lone surrogates in names
     except RecursionError as error:
         raise _damaged(path, "its header is nested without end") from error
+    except UnicodeError as error:
+        raise _damaged(path, "its header is not text") from error
     except (ValueError, TypeError) as error:
         raise _damaged(path, f"its header: {shown(error)}") from error
     if not isinstance(entries, dict):

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 
 from torch import Tensor
@@ -141,7 +141,7 @@ def read_lora(path: str | Path) -> LoraFile:
             name: Section(
                 path=path,
                 tensors={key: header.tensors[key] for key in keys},
-                scaling=_scaling(config, name),
+                scaling=_scaling(path, config, name),
                 dialect=_dialect([found for key in keys if (found := spelled[key])]),
             )
             for name, keys in sections.items()
@@ -169,7 +169,7 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise ValueError(f"{shown(path)} has a damaged PEFT configuration; download it again")
+        raise _damaged_config(path)
     if str(config.get("peft_type", "LORA")).upper() != "LORA":
         raise ValueError(
             f"{shown(path)} is an adapter of PEFT's type {shown(config['peft_type'])}, of which only LORA is read; "
@@ -184,7 +184,11 @@ def _small(path: Path) -> bool:
     return path.stat().st_size <= _CONFIG_LIMIT
 
 
-def _scaling(config: Mapping[str, object], name: str) -> Scaling:
+def _damaged_config(path: Path) -> ValueError:
+    return ValueError(f"{shown(path)} has a damaged PEFT configuration; download it again")
+
+
+def _scaling(path: Path, config: Mapping[str, object], name: str) -> Scaling:
     prefix = _EXPERT[name]
 
     def told(field: str) -> object:
@@ -193,11 +197,19 @@ def _scaling(config: Mapping[str, object], name: str) -> Scaling:
     alphas = told("alpha_pattern")
     pattern = alphas.items() if isinstance(alphas, dict) else ()
     return Scaling(
-        alpha=_number(told("lora_alpha")),
-        alphas={str(module): n for module, value in pattern if (n := _number(value)) is not None},
+        alpha=_number(path, told("lora_alpha")),
+        alphas={str(module): n for module, v in pattern if (n := _number(path, v)) is not None},
         stabilised=told("use_rslora") is True,
     )
 
 
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+def _number(path: Path, value: object) -> float | None:
+    if not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        number = inf
+    if not isfinite(number):
+        raise _damaged_config(path)
+    return number
