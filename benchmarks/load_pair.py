@@ -156,7 +156,11 @@ def ours_in_comfyui(folder: Path, checkout: Path | None) -> Callable[[], object]
     spec.loader.exec_module(module)
     from wanexperts.nodes.host import parts
 
-    return lambda: [parts.load_expert(expert) for expert in parts.open_experts(*NAMES)]
+    def load() -> object:
+        pair = parts.open_experts(*NAMES)
+        return [parts.load_expert(expert) for expert in (pair.high, pair.low)]
+
+    return load
 
 
 def _enter(checkout: Path | None) -> None:
