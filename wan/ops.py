@@ -147,6 +147,11 @@ class Embedding(nn.Embedding):
         super().__init__(num_embeddings, embedding_dim, device=device, dtype=dtype)
         self.row_dtype = dtype
 
+    def reset_parameters(self) -> None:
+        """Draw values, but none for a weight without memory: torch imports its compiler to do so."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         """Rows (..., dim) of the ids ``input`` (...)."""
         stored = self.weight.dtype

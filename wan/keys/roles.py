@@ -9,7 +9,7 @@ ROLES = (HIGH, LOW)
 _NOT_NOISE = {
     "light", "lighting", "key", "res", "resolution", "quality", "poly", "detail", "details",
     "contrast", "angle", "vram", "rank", "fps", "motion", "saturation", "fidelity", "end", "def",
-    "definition", "speed", "ram",
+    "definition", "speed", "ram", "step", "steps", "cfg", "mem", "memory", "precision", "dynamic",
 }  # fmt: skip
 """Words after ``high`` or ``low`` that make it speak of something else."""
 
