@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 
 from ..config import FAMILIES, T2V_A14B, SamplingConfig
 from ..experts import check_boundary
+from ..files import shown
 from .layouts import Checkpoint
 from .sizes import detect_transformer_config
 
@@ -34,7 +35,9 @@ def family_defaults(expert: Checkpoint) -> SamplingConfig:
     told = {key: value for key, value in told.items() if key in known}
     for key, value in told.items():
         if type(value) is not type(known[key]):
-            raise ValueError(f"{expert.where}: its header has {key}={value!r}; download it again")
+            raise ValueError(
+                f"{expert.where}: its header has {key}={shown(repr(value))}; download it again"
+            )
     sampling = replace(sampling, **told)
     _check(expert, sampling.boundary)
     return sampling
@@ -46,7 +49,7 @@ def _boundary(expert: Checkpoint) -> float:
         boundary = float(told)
     except ValueError as error:
         raise ValueError(
-            f"{expert.where}: its header has boundary_ratio={told!r}; download it again"
+            f"{expert.where}: its header has boundary_ratio={shown(repr(told))}; download it again"
         ) from error
     _check(expert, boundary)
     return boundary

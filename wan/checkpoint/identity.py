@@ -52,7 +52,8 @@ def identify(checkpoint: Checkpoint) -> Identity:
     """Read what header, folder, name and shapes say of an expert."""
     role, source = _role(checkpoint)
     name = f"{checkpoint.path.parent.name}/{checkpoint.path.name}"
-    release = checkpoint.metadata.get("wan_release") or release_of(checkpoint.path.name)
+    told = checkpoint.metadata.get("wan_release", "")
+    release = release_of(told) or release_of(checkpoint.path.name)
     if "boundary_ratio" in checkpoint.metadata or source in ("header", "folder"):
         release = release or "Wan2.2"  # only this release has two experts
     if detect_transformer_config(checkpoint).dim == T2V_1_3B_DIM:

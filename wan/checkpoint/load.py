@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import Attention, sdpa
+from ..files import shown
 from ..files.documents import DOCUMENT_LIMIT, read_small
 from ..files.gguf import read_tokenizer
 from ..ops import Ops, TorchOps
@@ -43,7 +44,7 @@ def check_keys(wanted: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
         if key in stored and not _is_read(checkpoint, key)
     ]
     problems = {"missing": missing, "unknown": extra, "misshapen": wrong, "not readable": unread}
-    told = [f"{len(v)} {k} (first: {v[0]})" for k, v in problems.items() if v]
+    told = [f"{len(v)} {k} (first: {shown(v[0])})" for k, v in problems.items() if v]
     if told:
         way_out = WAY_OUT if unread else "choose a complete file of this model"
         raise ValueError(f"{checkpoint.where} does not fit: {', '.join(told)}; {way_out}")
@@ -62,7 +63,10 @@ def check_complete(checkpoint: Checkpoint) -> None:
         check_vocabulary(find_tokenizer(checkpoint).vocab_size, config.vocab_size, checkpoint.name)
         network = UMT5Encoder(config, device=meta)
     check_keys(network.state_dict(), checkpoint)
-    replace_layers(network, checkpoint.quants)
+    try:
+        replace_layers(network, checkpoint.quants)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.where}: {error}") from error
 
 
 def _is_read(checkpoint: Checkpoint, key: str) -> bool:
