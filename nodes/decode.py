@@ -1,4 +1,4 @@
-"""Latents to pixels: as images, or streamed into an mp4."""
+"""Latents to pixels: as images, or streamed into a file."""
 
 from __future__ import annotations
 
@@ -6,20 +6,37 @@ from typing import Any
 
 from comfy_api.latest import InputImpl, io, ui
 
-from ..wan.config import T2V_A14B
-from ..wan.shapes import pixel_size
-from ..wan.video import Clip, VideoWriter
+from ..wan.config import T2V_A14B, EncodingConfig
+from ..wan.shapes import pixel_frames
+from ..wan.video import (
+    BEST_CRF,
+    FORMATS,
+    SEQUENCE_FORMATS,
+    WORST_CRF,
+    Clip,
+    FrameWriter,
+    Sheet,
+    check_latents,
+    open_writer,
+)
 from .checks import check_limits, problem, widget
 from .host import compat
 from .host.files import output_slot
+from .host.frames import check_clip, decoded_frames, frame_size, preview, sound, video_of
 from .host.metadata import container_metadata
-from .host.vae import check_vae, decode_images, uint8_frames
+from .host.vae import check_vae, decode_images
 
 CATEGORY = "WanExperts/decode"
+_CRF = EncodingConfig().crf
 
 
 def _check_prefix(prefix: str) -> None:
     output_slot(prefix, width=16, height=16)
+
+
+def _check_format(format: str, crf: int) -> None:
+    """Whether this format can be written here; asked of a writer that opens no file."""
+    open_writer("", Clip(width=16, height=16, fps=16), format=format, crf=crf)
 
 
 class WanExpertsDecode(io.ComfyNode):
@@ -32,8 +49,9 @@ class WanExpertsDecode(io.ComfyNode):
             node_id="WanExpertsDecode",
             display_name="Decode Wan Latents",
             category=CATEGORY,
-            description="Decodes latents to frames as images. For long clips use Decode Wan Latents "
-            "to Video, which never holds all frames in memory.",
+            description="Decodes latents to frames as images. One latent frame (Empty Wan Latent "
+            "Video with 1 frame) gives one still, for text-to-image with Save Image. For long clips "
+            "use Decode Wan Latents to Video, which never holds all frames in memory.",
             search_aliases=["wan", "vae decode"],
             inputs=[
                 io.Vae.Input("vae", tooltip="VAE of the experts' family."),
@@ -45,11 +63,14 @@ class WanExpertsDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, samples: dict[str, Any]) -> io.NodeOutput:
         """Decode with any VAE; clips of a batch follow each other."""
-        return io.NodeOutput(decode_images(vae, samples["samples"]))
+        latents = samples["samples"]
+        check_vae(vae, latents)
+        check_latents(latents)
+        return io.NodeOutput(decode_images(vae, latents))
 
 
 class WanExpertsDecodeToVideo(io.ComfyNode):
-    """Latents into an mp4, saved while it decodes."""
+    """Latents into a file, saved while it decodes."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -58,9 +79,11 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
             node_id="WanExpertsDecodeToVideo",
             display_name="Decode Wan Latents to Video",
             category=CATEGORY,
-            description="Decodes and encodes frame by frame into an mp4 in the output folder. With "
-            "Load Wan VAE memory does not grow with the clip's length. The file carries the workflow.",
-            search_aliases=["wan", "vae decode", "save video", "mp4"],
+            description="Decodes and encodes frame by frame into an mp4, or into PNG files, in the "
+            "output folder. With Load Wan VAE memory does not grow with the clip's length. The file "
+            "carries the workflow. If the run is interrupted the finished part is kept beside it, "
+            "named _partial. One latent frame gives a file of one frame.",
+            search_aliases=["wan", "vae decode", "save video", "mp4", "png sequence"],
             inputs=[
                 io.Vae.Input("vae", tooltip="VAE of the experts' family."),
                 io.Latent.Input("samples", tooltip="Latents of one clip from a sampler."),
@@ -75,36 +98,93 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
                     default="video/WanExperts",
                     tooltip="Name below the output folder; subfolders and %date:yyyy-MM-dd% work.",
                 ),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    default=FORMATS[0],
+                    optional=True,
+                    tooltip="H.264 plays everywhere. H.265 is smaller; its 10 bits keep skies and fog "
+                    "free of bands. PNG sequences are lossless, of 8 or 16 bits, in a folder of "
+                    "their own.",
+                ),
+                io.Int.Input(
+                    "crf",
+                    default=_CRF,
+                    min=BEST_CRF,
+                    max=WORST_CRF,
+                    optional=True,
+                    tooltip="Quality of an mp4: 0 best and largest, 51 worst. PNG files ignore it.",
+                    **compat.accepted(io.Int.Input, {"advanced": True}),
+                ),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="Sound for the mp4 (AAC), cut or padded with silence to the clip's length.",
+                ),
             ],
-            outputs=[io.Video.Output(display_name="video", tooltip="The saved file.")],
+            outputs=[
+                io.Video.Output(
+                    display_name="video",
+                    tooltip="The saved file; of a PNG sequence its frames, read when they are used.",
+                )
+            ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
     @classmethod
-    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+    def validate_inputs(
+        cls,
+        filename_prefix: str | None = None,
+        format: str | None = FORMATS[0],
+        crf: int | None = _CRF,
+    ) -> bool | str:
         """Find out before the run whether the file can be written."""
-        return problem(_check_prefix, filename_prefix)
+        told = problem(_check_prefix, filename_prefix)
+        return told if told is not True else problem(_check_format, format, crf)
 
     @classmethod
     def execute(
-        cls, vae: Any, samples: dict[str, Any], fps: float, filename_prefix: str
+        cls,
+        vae: Any,
+        samples: dict[str, Any],
+        fps: float,
+        filename_prefix: str,
+        format: str = FORMATS[0],
+        crf: int = _CRF,
+        audio: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         """Stream the clip into its file; the file appears under its name only when it is whole."""
         latents = samples["samples"]
         check_limits(fps=fps)
-        check_vae(vae, latents)
-        if latents.shape[0] != 1:
-            raise ValueError(
-                f"the latents hold {latents.shape[0]} clips, one file holds one; choose a clip with "
-                "Latent From Batch, or use Decode Wan Latents"
-            )
-        height, width = pixel_size(*latents.shape[-2:])
-        path, subfolder = output_slot(filename_prefix, width=width, height=height)
-        metadata = container_metadata(cls.hidden)
-        clip = Clip(width=width, height=height, fps=fps, metadata=metadata)
-        with VideoWriter(path, clip) as writer:
-            for frames in uint8_frames(vae, latents):
+        check_clip(vae, latents)
+        height, width = frame_size(vae, latents)
+        manifest = {"fps": fps, "format": format, "crf": crf, "latents": list(latents.shape)}
+        clip = Clip(
+            width=width,
+            height=height,
+            fps=fps,
+            metadata=container_metadata(cls.hidden, manifest),
+            audio=sound(audio),
+        )
+        ending = "" if format in SEQUENCE_FORMATS else "_.mp4"
+        path, subfolder = output_slot(filename_prefix, width=width, height=height, ending=ending)
+        writer = open_writer(path, clip, format=format, crf=crf, keep_partial=True)
+        if format in SEQUENCE_FORMATS:
+            return _write_sequence(writer, vae, latents)
+        with writer:
+            for frames in decoded_frames(vae, latents, writer.bits):
                 writer.write(frames)
         saved = ui.SavedResult(path.name, subfolder, io.FolderType.output)
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)), ui=ui.PreviewVideo([saved]))
+
+
+def _write_sequence(writer: FrameWriter, vae: Any, latents: Any) -> io.NodeOutput:
+    """The same into PNG files; the preview is a contact sheet."""
+    sheet = Sheet(pixel_frames(latents.shape[2]))
+    with writer:
+        for frames in decoded_frames(vae, latents, writer.bits):
+            sheet.add(frames)
+            writer.write(frames)
+    shown = ui.SavedResult(preview(sheet), "", io.FolderType.temp)
+    return io.NodeOutput(video_of(writer.path, float(writer.clip.fps)), ui=ui.SavedImages([shown]))

@@ -82,8 +82,10 @@ def stamp(path: Path) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]
 
 
-def output_slot(prefix: str, *, width: int, height: int) -> tuple[Path, str]:
-    """A new ``.mp4`` path below the output folder for ``prefix``, and its subfolder for previews.
+def output_slot(prefix: str, *, width: int, height: int, ending: str = "_.mp4") -> tuple[Path, str]:
+    """A new path below the output folder for ``prefix``, and its subfolder for previews.
+
+    The name is numbered by ComfyUI's rule; ``ending`` follows the number.
 
     Raises:
         ValueError: the prefix names no file, leaves the output folder or cannot be written to.
@@ -102,7 +104,7 @@ def output_slot(prefix: str, *, width: int, height: int) -> tuple[Path, str]:
         full, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             prefix, root, width, height
         )
-        path = Path(full) / f"{name}_{counter:05}_.mp4"
+        path = Path(full) / f"{name}_{counter:05}{ending}"
         check_writable(path)
     except OSError as error:
         raise ValueError(

@@ -194,21 +194,6 @@ def test_preview_shows_more_than_the_first_frame(host):
     assert [max(mean) > 20 for mean in light] == [True, True, True, False]
 
 
-def test_interrupted_decode_leaves_no_file(host):
-    graph = video_graph(noise_seed=15, steps=1)
-    graph["5"]["inputs"].update(width=320, height=320, frames=41)
-    graph[VIDEO]["inputs"]["filename_prefix"] = "video/interrupted"
-    asked, ended = False, ""
-    for event in host.events(graph):
-        if event["type"] == "progress" and event["data"]["node"] == VIDEO and not asked:
-            asked = True
-            host.post("/interrupt", {})
-        ended = event["type"]
-    assert ended == "execution_interrupted"
-    left = [path.name for path in (host.output / "video").iterdir()]
-    assert not [name for name in left if "interrupted" in name]
-
-
 def test_official_shard_folders_load(host, random_models):
     folder = files.OFFICIAL_FOLDER
     graph = base_graph(noise_seed=16)

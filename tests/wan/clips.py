@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -139,3 +140,14 @@ def unprivileged_folder() -> Iterator[Path]:
             if root:
                 os.seteuid(0)
             os.chmod(name, 0o755)
+
+
+@contextmanager
+def files_end_at(size: int, process: int = 0) -> Iterator[None]:
+    """No file of a process (0: this one) can grow beyond ``size`` bytes, as on a full disk."""
+    soft, hard = resource.prlimit(process, resource.RLIMIT_FSIZE)
+    resource.prlimit(process, resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(process, resource.RLIMIT_FSIZE, (soft, hard))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from wanexperts.tests.wan.clips import (
     CLIP,
     HEIGHT,
     WIDTH,
+    files_end_at,
     mp4_tags,
     png_tags,
     read,
@@ -155,17 +155,6 @@ def test_nothing_is_kept_of_nothing(tmp_path: Path) -> None:
             VideoWriter(tmp_path / "clip.mp4", CLIP, keep_partial=True), RuntimeError(), 0
         )
     assert list(tmp_path.iterdir()) == []
-
-
-@contextmanager
-def files_end_at(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond ``size`` bytes, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def noise(count: int) -> torch.Tensor:

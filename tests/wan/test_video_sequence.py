@@ -103,7 +103,7 @@ def test_a_folder_that_filled_meanwhile_is_not_touched(tmp_path: Path) -> None:
             folder.mkdir()
             (folder / "mine").touch()
 
-    with pytest.raises(OSError, match="cannot write .*clip: .*; choose another place"):
+    with pytest.raises(OSError, match=r"cannot write .*clip: .*; choose another place"):
         taken()
     assert [path.name for path in tmp_path.rglob("*")] == ["clip", "mine"]
 
