@@ -4,8 +4,8 @@
 
 One JSON line per question:
 
-- ``same_expert``: share of equal values of the fingerprint tensors between a file and itself in other
-  precisions, and between the two experts. The loader refuses a pair above ``SAME_SHARE``.
+- ``same_expert``: share of values of the fingerprint tensors that agree to the rounding of both formats,
+  between a file and itself in other precisions, and between the two experts. The loader refuses a pair above ``SAME_SHARE``.
 - ``weight_size``: norm of each kind of weight in the high-noise expert over that in the low-noise one.
   A role could be read from it only if some kind were always larger in one of them.
 - ``pure_noise``: spread of the clean estimate at t = 999, for the empty and for a real prompt. An expert
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from wan.checkpoint import find_parts, load_text_encoder, load_transformer, open_checkpoint
-from wan.checkpoint.identity import FINGERPRINT, SAME_SHARE
+from wan.checkpoint.identity import FINGERPRINT, SAME_SHARE, agreement
 from wan.text import encode_prompt
 from wan.transformer import WanTransformer
 
@@ -34,19 +34,13 @@ PROMPTS = ("", "a red circle moves left on a white background", "一个蓝色方
 SEEDS = 8
 
 
-def equal_share(one: Tensor, other: Tensor) -> float:
-    """Share of equal values in the coarser of two dtypes."""
-    coarse = max((one.dtype, other.dtype), key=lambda dtype: torch.finfo(dtype).eps)
-    return float((one.to(coarse) == other.to(coarse)).double().mean())
-
-
 def same_expert(high: dict[str, Tensor], low: dict[str, Tensor]) -> dict[str, object]:
     """Agreement of fingerprints."""
     shares = [
-        min(equal_share(high[key], high[key].to(dtype)) for key in FINGERPRINT)
+        min(agreement(high[key], high[key].to(dtype)) for key in FINGERPRINT)
         for dtype in (torch.float32, torch.float16, torch.bfloat16)
     ]
-    between = max(equal_share(high[key], low[key]) for key in FINGERPRINT)
+    between = max(agreement(high[key], low[key]) for key in FINGERPRINT)
     return {"itself_least": min(shares), "two_experts_most": between, "threshold": SAME_SHARE}
 
 

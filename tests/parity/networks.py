@@ -98,6 +98,11 @@ def t5_gguf_name(name: str) -> str:
     return found
 
 
+def diffusers_name(name: str) -> str:
+    """What diffusers' converter calls an official tensor of an expert."""
+    return next(iter(convert_wan_transformer_to_diffusers({name: torch.empty(0)})))
+
+
 def diffusers_expert(
     config: TransformerConfig, weights: Mapping[str, Tensor]
 ) -> WanTransformer3DModel:

@@ -106,6 +106,11 @@ EXPERT_LAYOUTS: dict[str, Layout] = {
     "official shards": lambda f, s: sharded(f / "high_noise_model", s, plain(F32), size=SHARD),
     "diffusers shards": diffusers_folder(SHARD),
     "diffusers file": diffusers_folder(10**9),
+    "diffusers names, scaled": file(
+        "a.safetensors",
+        Scaled(dtype=E4M3, leaf="weight_scale", input_leaf="input_scale"),
+        name=networks.diffusers_name,
+    ),
     "Kijai bf16": file("a.safetensors", mixed(BF16)),
     "Kijai fp8": file("a.safetensors", mixed(E4M3)),
     "Kijai fp8 scaled": file(
