@@ -37,7 +37,7 @@ from wanexperts.wan.checkpoint import find_parts, open_checkpoint
 from wanexperts.wan.cli import main
 from wanexperts.wan.files import shown
 from wanexperts.wan.lora import parameter_shapes, read_lora, resolve
-from wanexperts.wan.pipeline import Pipeline
+from wanexperts.wan.pipeline import LoraUse, Pipeline
 from wanexperts.wan.transformer import WanTransformer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,6 +108,11 @@ def through_open(visit: Visit) -> str:
 
 
 def through_load(visit: Visit) -> str:
+    if visit.kind.part == "lora":
+        pipeline = Pipeline.load(**visit.family, device="cpu")
+        with pytest.raises((ValueError, OSError)) as caught:
+            pipeline.with_loras([LoraUse(path=visit.path)])
+        return str(caught.value)
     with pytest.raises((ValueError, OSError)) as caught:
         Pipeline.load(**{**visit.family, visit.kind.part: visit.path}, device="cpu")
     return str(caught.value)

@@ -29,8 +29,8 @@ MISPLACED = (OPEN, LOAD, GENERATE)
 """A good file in the place of another."""
 TOGETHER = (LOAD, GENERATE)
 """A good file that does not fit the others."""
-LORA = (RESOLVE, INSPECT, CONVERT)
-ADAPTED = (RESOLVE,)
+LORA = (RESOLVE, LOAD, GENERATE, INSPECT, CONVERT)
+ADAPTED = (RESOLVE, LOAD, GENERATE)
 """It shows when the network that the LoRA would change is known."""
 
 
