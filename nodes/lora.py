@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..wan.files import shown
 from ..wan.keys.roles import HIGH, LOW
 from ..wan.lora import Resolved, coverage, relative_norm, scaling
 from .checks import ALLOW_MISMATCH, check_limits, problem, widget
@@ -144,7 +145,7 @@ def _choose(high: str, low: str, allow_mismatch: bool) -> Any:
 
 def _judge(choice: Choice, expert: str, resolved: Resolved, strict: bool) -> str:
     """What is alarming about the coverage; empty if nothing is."""
-    told = f"{choice.name} on the {expert}: {coverage(resolved)}"
+    told = f"{shown(choice.name)} on the {expert}: {coverage(resolved)}"
     if strict and resolved.left:
         raise ValueError(f"{told}; choose another file or turn off strict")
     if resolved.used < ENOUGH * resolved.modules:
@@ -157,7 +158,7 @@ def _account(
 ) -> list[str]:
     norm = relative_norm(resolved, lambda name: lora.weight_of(model, name))
     return [
-        f"{EXPERTS[role]}: {choice.name}, strength {strength:g}",
+        f"{EXPERTS[role]}: {shown(choice.name)}, strength {strength:g}",
         f"  {coverage(resolved)}",
         f"  {scaling(resolved)}, at strength 1 {norm}",
     ]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import folder_paths
 
+from ...wan.files import shown
 from ...wan.video import check_writable
 
 DIFFUSION_MODELS = "diffusion_models"
@@ -57,13 +58,15 @@ def find(kind: str, name: str) -> Path:
         ValueError: it is not in the list.
     """
     if name in list_files(kind):
-        for root in folder_paths.get_folder_paths(kind) if name.endswith("/") else ():
-            if (Path(root) / name).is_dir():
-                return Path(root) / name
-        if path := folder_paths.get_full_path(kind, name):
+        path = None if name.endswith("/") else folder_paths.get_full_path(kind, name)
+        if path is not None:
             return Path(path)
+        # A folder of shards; or a broken link or a pipe, of which the reader has more to say.
+        for root in folder_paths.get_folder_paths(kind):
+            if os.path.lexists(os.path.join(root, name)):
+                return Path(root) / name
     raise ValueError(
-        f"{name} is not in the {kind} folders; put it into models/{kind} or choose another file"
+        f"{shown(name)} is not in the {kind} folders; put it into models/{kind} or choose another file"
     )
 
 

@@ -61,7 +61,9 @@ def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
     strangers = [role for role, (_, file) in chosen.items() if not _is_for(file, role)]
     if strangers and not allow_mismatch:
         raise ValueError(_misplaced(strangers, chosen))
-    notes = [f"{chosen[role][0]} is made for the {EXPERTS[OTHER[role]]}" for role in strangers]
+    notes = [
+        f"{shown(chosen[role][0])} is made for the {EXPERTS[OTHER[role]]}" for role in strangers
+    ]
     for role in ROLES:
         if given[role] != AUTO:
             continue
@@ -73,7 +75,7 @@ def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
         else:
             notes.append(_alone(name, file, role))
     notes += [
-        f"{name} is made for Wan2.1 and may disturb the layout, which the {EXPERTS[HIGH]} makes"
+        f"{shown(name)} is made for Wan2.1 and may disturb the layout, which the {EXPERTS[HIGH]} makes"
         for role, (name, file) in chosen.items()
         if role == HIGH and file.base == "Wan2.1"
     ]
@@ -92,7 +94,7 @@ def _open(name: str) -> LoraFile:
     modules = {spelled.module for key in keys if (spelled := parse(key))}
     if not modules & _wan_modules():
         raise ValueError(
-            f"{name} is a LoRA of another network (it holds '{shown(keys[0])}', ...); "
+            f"{shown(name)} is a LoRA of another network (it holds '{shown(keys[0])}', ...); "
             "choose one made for Wan2.2 14B or Wan2.1 14B"
         )
     return file
@@ -117,11 +119,11 @@ def _misplaced(strangers: list[str], chosen: Mapping[str, tuple[str, LoraFile]])
     name = chosen[strangers[0]][0]
     if len(strangers) == len(ROLES):
         return (
-            f"the LoRAs are swapped: {name} is made for the {EXPERTS[OTHER[strangers[0]]]}; "
+            f"the LoRAs are swapped: {shown(name)} is made for the {EXPERTS[OTHER[strangers[0]]]}; "
             "exchange the files, or turn on allow_mismatch"
         )
     return (
-        f"{name} is a LoRA for the {EXPERTS[OTHER[strangers[0]]]}, given for the other one; "
+        f"{shown(name)} is a LoRA for the {EXPERTS[OTHER[strangers[0]]]}, given for the other one; "
         "choose its partner there, or turn on allow_mismatch"
     )
 
@@ -140,10 +142,10 @@ def _partner(name: str, role: str) -> tuple[str, LoraFile] | None:
 def _alone(name: str, file: LoraFile, role: str) -> str:
     if file.base == "Wan2.1":
         return (
-            f"{name} is made for Wan2.1, so only the {EXPERTS[OTHER[role]]} is changed; "
+            f"{shown(name)} is made for Wan2.1, so only the {EXPERTS[OTHER[role]]} is changed; "
             f"choose it for the {EXPERTS[role]} too to try it there"
         )
     return (
-        f"{name} has no partner for the {EXPERTS[role]} in the loras folders, so only the "
+        f"{shown(name)} has no partner for the {EXPERTS[role]} in the loras folders, so only the "
         f"{EXPERTS[OTHER[role]]} is changed; choose a file or none"
     )
