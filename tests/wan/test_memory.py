@@ -7,6 +7,7 @@ by dropping pages of a file; elsewhere nothing tells the two apart.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -130,7 +131,11 @@ CONVERSION = (
 def measure(script: str, *paths: Path) -> list[float]:
     """Peaks of anonymous memory of each phase, in bytes, above what the imports hold."""
     command = [sys.executable, "-c", textwrap.dedent(script), str(ROOT), *map(str, paths)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    # glibc would keep freed buffers of up to 32 MB for later: what it keeps differs from run to run.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -196,12 +201,11 @@ def test_a_torch_file_of_the_text_encoder(tmp_path, record_property):
     assert running < 1.1 * 2 * layer + 4 * largest
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["bf16", "GGUF Q8_0"])
 def test_a_conversion_holds_few_tensors(tmp_path, states, form, record_property):
     state = states[DEEP]
     path = FORMS[form](tmp_path / "high.safetensors", state).path
     (peak,) = measure(CONVERSION, path, tmp_path / "out")
     share = peak / sum(2 * weight.numel() for weight in state.values())
     record_property("memory_convert_over_whole_model", share)
-    # One tensor at a time, and what the allocator keeps of the last ones: up to 0.17 so far.
-    assert share < 0.3
+    assert share < 0.12  # 0.06 to 0.08; the largest packed matrix is 0.03
