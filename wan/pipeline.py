@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import isfinite
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from .checkpoint import (
 )
 from .config import SamplingConfig
 from .experts import Stage, boundary_at_step, check_boundary, count_high, route
+from .files import shown
 from .guidance import cfg, check_scale, needs_uncond
 from .keys.roles import HIGH, LOW
 from .lora import Resolved, apply_loras, coverage, parameter_shapes, read_lora, resolve
@@ -328,17 +330,21 @@ def resolve_loras(
     names = parameter_shapes(WanTransformer(config, device=torch.device("meta")))
     found: list[tuple[Resolved, float]] = []
     for use in uses:
+        if not isfinite(use.strength):
+            raise ValueError(
+                f"the strength of {shown(use.path.name)} is {use.strength}; use a number"
+            )
         file = read_lora(use.path)
         if use.part != part and (use.part or role not in file.experts):
             continue
         section = file.section(role)
         if section is None or (file.role not in (None, role) and not allow_mismatch):
             raise ValueError(
-                f"{use.path.name} is a LoRA for the other expert, not the {PARTS[part]}; "
+                f"{shown(use.path.name)} is a LoRA for the other expert, not the {PARTS[part]}; "
                 "give it to that one, or allow a mismatch"
             )
         resolved = resolve(section, names)
-        log.warning("%s on the %s: %s", use.path.name, PARTS[part], coverage(resolved))
+        log.warning("%s on the %s: %s", shown(use.path.name), PARTS[part], coverage(resolved))
         found.append((resolved, use.strength))
     return found
 

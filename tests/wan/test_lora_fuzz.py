@@ -162,7 +162,7 @@ def test_names_that_would_break_a_line_are_shown_escaped(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [{"lora_alpha": "x"}, {"lora_alpha": None}, {"lora_alpha": [1]}, {"alpha_pattern": [1]},
-     {"lora_alpha": float("nan")}, {"lora_alpha": float("inf")}, {"alpha_pattern": {"to_q": "y"}}, {"use_rslora": 3}],
+     {"alpha_pattern": {"to_q": "y"}}, {"use_rslora": 3}],
     ids=str,
 )  # fmt: skip
 def test_numbers_of_a_configuration_that_are_none_count_as_absent(config, tmp_path):

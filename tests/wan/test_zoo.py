@@ -20,6 +20,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from wanexperts.tests.wan import zoo_loras
 from wanexperts.tests.wan.family import EXPERT, write_family
 from wanexperts.tests.wan.zoo import KINDS
 from wanexperts.tests.wan.zoo_base import (
@@ -30,6 +31,7 @@ from wanexperts.tests.wan.zoo_base import (
     OPEN,
     RESOLVE,
     Kind,
+    write,
     write_raw,
 )
 from wanexperts.tests.wan.zoo_files import sentinel
@@ -315,6 +317,16 @@ def test_settings_that_cannot_be_read_are_told_and_left(family, tmp_path, caplog
         save_file(state, path, metadata={"wan_role": "high_noise", "wan_config": told})
         Pipeline.load(**{**family, "high": path}, device="cpu")
         assert caplog.messages.pop() == f"{path}: its wan_config is not JSON and is ignored"
+
+
+@pytest.mark.parametrize("strength", ["nan", "inf", "-inf"])
+def test_a_strength_that_is_no_number(strength, family, tmp_path, capsys) -> None:
+    path = write(tmp_path / "style.safetensors", zoo_loras.lora())
+    named = [str(word) for part, path in family.items() for word in (f"--{part}", path)]
+    options = ["--out", str(tmp_path / "x.mp4"), "--lora", f"{path}:{strength}", *named]
+    assert main(["generate", "--prompt", "a cat", *options]) == 2
+    sentence = _after("error: ", capsys.readouterr().err)
+    assert sentence == f"the strength of style.safetensors is {strength}; use a number"
 
 
 # What no header tells: the run must end in a sentence, and never in a black clip.

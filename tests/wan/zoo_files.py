@@ -237,6 +237,14 @@ def _index_of_less(folder: Path) -> Path:
     return place
 
 
+def _two_indexes(folder: Path) -> Path:
+    place = shards(folder)
+    (place / "diffusion_pytorch_model.fp16.safetensors.index.json").write_bytes(
+        (place / INDEX).read_bytes()
+    )
+    return place
+
+
 def _empty_folder(folder: Path) -> Path:
     (folder / "high_noise_model").mkdir()
     return folder / "high_noise_model"
@@ -518,6 +526,7 @@ KINDS = [
     Kind(name="folder called like a file", make=_folder_called_like_a_file, words="holds 0 .safetensors files"),
     Kind(name="missing shard", make=_missing_shard, words=f"{SECOND} does not exist", host=True),
     Kind(name="shards without index", make=_missing_index, words="and no index"),
+    Kind(name="two indexes", make=_two_indexes, words="holds 2 indexes of shards"),
     Kind(name="index is no JSON", make=_indexed(b"{"), words="is not an index of shards"),
     Kind(name="index is not text", make=_indexed(b"\xff\xfe"), words="is not an index of shards"),
     Kind(name="index of another form", make=_indexed(b'{"weight_map": [1]}'), words="is not an index of shards"),

@@ -185,6 +185,11 @@ def _read_file(path: Path) -> Header:
 def _read_folder(folder: Path) -> tuple[Header, bool]:
     """The headers of a folder as one, and whether they are shards listed by an index."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if len(indexes) > 1:
+        raise ValueError(
+            f"{shown(folder)} holds {len(indexes)} indexes of shards ({shown(indexes[0].name)}, "
+            f"{shown(indexes[1].name)}); put each model into a folder of its own"
+        )
     if indexes:
         return _read_shards(folder, indexes[0]), True
     files = sorted(folder.glob("*.safetensors"))

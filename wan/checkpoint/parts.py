@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ..files import SUFFIXES
+from ..files import SUFFIXES, shown
 from ..keys.roles import HIGH, LOW
 from .identity import identify
 from .layouts import Checkpoint, open_checkpoint
@@ -37,7 +37,7 @@ def find_parts(
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist; check the name")
+        raise FileNotFoundError(f"the folder {shown(folder)} does not exist; check the name")
     parts = {part: Path(path) for part, path in (given or {}).items()}
     skipped = ""
     found: dict[str, Path] = {}
@@ -51,15 +51,15 @@ def find_parts(
             continue
         if part in found:
             raise ValueError(
-                f"{folder} holds two files for the {PARTS[part]}, {found[part].name} and "
-                f"{path.name}; name the one you want"
+                f"{shown(folder)} holds two files for the {PARTS[part]}, {shown(found[part].name)} and "
+                f"{shown(path.name)}; name the one you want"
             )
         found[part] = path
     parts |= found
     missing = [name for part, name in PARTS.items() if part not in parts]
     if missing:
         raise ValueError(
-            f"{folder} has no {' and no '.join(missing)}; put the weight files there "
+            f"{shown(folder)} has no {' and no '.join(missing)}; put the weight files there "
             f"(an expert's name says high or low noise) or name them one by one{skipped}"
         )
     return parts

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..files import shown
 from ..files.write import Entry, write_safetensors
 from ..keys.roles import role_of
 from ..lora import ANY, LoraFile, read_lora, rename
@@ -38,7 +39,7 @@ def convert_lora(
         if renamed.left:
             lost, reason = renamed.left[0]
             raise ValueError(
-                f"{source.name} holds {len(renamed.left)} changes that {dialect} would lose ({lost}: "
+                f"{shown(source.name)} holds {len(renamed.left)} changes that {dialect} would lose ({shown(lost)}: "
                 f"{reason}); choose another dialect"
             )
         own = out.with_name(f"{out.stem}_{name}{out.suffix}")
@@ -46,7 +47,7 @@ def convert_lora(
         written.setdefault(target, {}).update(renamed.tensors)
     for path in written:
         if path.exists():
-            raise FileExistsError(f"{path} exists already; choose another name or remove it")
+            raise FileExistsError(f"{shown(path)} exists already; choose another name or remove it")
     for path, tensors in written.items():
         entries = {
             name: Entry(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import SPIECE_FILE, SPIECE_KEY, Checkpoint, check_complete, find_pieces, identify
+from ..files import shown
 from ..files.write import Entry, write_safetensors
 from ..keys import text as text_keys
 from ..keys import transformer as transformer_keys
@@ -69,7 +70,7 @@ def convert(
     plain = {key: info for key, info in checkpoint.tensors.items() if info.dtype in _STORED}
     if dtype is None and len(plain) + (SPIECE_KEY in checkpoint.tensors) < len(checkpoint.tensors):
         raise ValueError(
-            f"{checkpoint.path} is packed; say which dtype to unpack it to: {', '.join(DTYPES)}"
+            f"{checkpoint.where} is packed; say which dtype to unpack it to: {', '.join(DTYPES)}"
         )
     pieces = find_pieces(checkpoint) if checkpoint.kind == "text_encoder" else None
     target = _Target(
@@ -83,7 +84,7 @@ def convert(
     other = pickled and pieces and spiece.exists() and spiece.read_bytes() != pieces
     if out.exists() or other:
         taken = out if out.exists() else spiece
-        raise FileExistsError(f"{taken} exists already; choose another name or remove it")
+        raise FileExistsError(f"{shown(taken)} exists already; choose another name or remove it")
     if layout == "single":
         return _write_single(target)
     if pickled:
