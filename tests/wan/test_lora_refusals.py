@@ -206,7 +206,7 @@ def test_a_wan_lora_of_another_size_is_refused_by_its_size(tmp_path):
     for block in range(2):
         for name in "qkvo":
             tensors |= pair(f"diffusion_model.blocks.{block}.self_attn.{name}", 3072, 3072)
-    with pytest.raises(ValueError, match="3072 x 3072, the weight is 128 x 128; choose a LoRA of the same model size"):  # fmt: skip
+    with pytest.raises(ValueError, match="3072 x 3072, the weight is 128 x 128; download it again, or choose a LoRA of the same model size"):  # fmt: skip
         load(tensors, tmp_path)
 
 

@@ -549,7 +549,7 @@ KINDS = [
     Kind(name="shard is a pickle", make=_pickled_shard, words="is a torch file by its content"),
     # Torch's archives.
     Kind(name="archive with code", part="vae", make=lambda folder: code_archive(folder / "vae.pth"), words="holds code or objects (posix.mkdir)", host=True),
-    Kind(name="archive with code under another name", part="vae", make=lambda folder: code_archive(folder / "vae.safetensors"), words="is a torch file by its content", host=True),
+    Kind(name="archive with code under another name", part="vae", make=lambda folder: code_archive(folder / "vae.safetensors"), words="holds code or objects (posix.mkdir)", host=True),
     Kind(name="archive that calls by opcode", part="vae", make=lambda folder: code_in_tensors(folder / "vae.pth"), words="holds code or objects (posix.mkdir)"),
     Kind(name="bare pickle with code", part="vae", make=lambda folder: code_pickle(folder / "vae.pth"), words="is a bare pickle", host=True),
     Kind(name="bare pickle of protocol 0", part="vae", make=lambda folder: code_pickle(folder / "vae.pth", 0), words="not weights"),

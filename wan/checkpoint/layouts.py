@@ -37,6 +37,7 @@ KINDS = {
     "vae": "a VAE",
     "text_encoder": "an umT5 text encoder",
 }
+ANYTHING = "Wan weights"
 MARKERS = {
     "transformer": "head.modulation",
     "vae": "decoder.middle.0.residual.0.gamma",
@@ -148,7 +149,7 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
     header, sharded = _read_folder(path) if is_folder(path) else (_read_file(path), False)
     tensors, spelling = _official(_strip(header.tensors))
     kind = next((kind for kind, marker in MARKERS.items() if marker in tensors), None)
-    want = KINDS[expected] if expected else "Wan weights"
+    want = KINDS[expected] if expected else ANYTHING
     if kind is None:
         raise _foreign(path, want, header)
     if expected and kind != expected:
@@ -170,7 +171,8 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
 def _foreign(path: Path, want: str, header: Header) -> ValueError:
     known = name_foreign(header.tensors)
     if known:
-        return ValueError(f"{shown(path)} is {known}, not {want}; choose another file")
+        whose = "" if want == ANYTHING else " of Wan"
+        return ValueError(f"{shown(path)} is {known}, not {want}{whose}; choose another file")
     first = shown(next(iter(header.tensors), "nothing"))
     return ValueError(f"{shown(path)} is not {want} (it holds '{first}', ...); choose another file")
 

@@ -64,10 +64,10 @@ def legacy(path: Path) -> ValueError:
 
 def _load(path: Path) -> dict[str, Tensor]:
     """All tensors, mapped and checked."""
-    if path.suffix.lower() == ".safetensors":  # torch.load goes by this ending
-        raise ValueError(f"{shown(path)} is a torch file by its content; rename it to .pth")
     members = torch_members(path)
     _scan(path, read_member(path, members.pickle))
+    if path.suffix.lower() == ".safetensors":  # torch.load goes by this ending
+        raise ValueError(f"{shown(path)} is a torch file by its content; rename it to .pth")
     if members.byteorder is not None:
         order = read_member(path, members.byteorder)
         if order not in (b"little", b"big"):

@@ -190,7 +190,7 @@ def _check_foreign(section: Section, fitting: int, modules: int, left: Sequence[
     if len(unknown) * 2 < modules:
         raise ValueError(
             f"{shown(section.path)} does not fit this network: {shown(example.name)} {example.reason}; "
-            "choose a LoRA of the same model size"
+            "download it again, or choose a LoRA of the same model size"
         )
     raise ValueError(
         f"{shown(section.path)} is a LoRA of another network (it holds '{shown(example.name)}', ...); "
