@@ -36,7 +36,7 @@ def _check_prefix(prefix: str) -> None:
 
 def _check_format(format: str, crf: int) -> None:
     """Whether this format can be written here; asked of a writer that opens no file."""
-    open_writer("", Clip(width=16, height=16, fps=16), format=format, crf=crf)
+    open_writer("", Clip(width=64, height=64, fps=16), format=format, crf=crf)
 
 
 class WanExpertsDecode(io.ComfyNode):

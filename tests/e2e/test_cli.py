@@ -90,7 +90,7 @@ def test_interrupt_leaves_nothing(models: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(60) == 130, rest
-    assert rest.splitlines() == ["interrupted; no unfinished file was left"]
+    assert rest.splitlines() == ["interrupted; no broken file was left"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,7 +108,7 @@ def test_an_interrupt_that_became_another_error_is_still_one(
     monkeypatch.setattr(Pipeline, "sample", swallowed)
     arguments = ["--prompt", PROMPT, "--out", tmp_path / "out.mp4", "--models", models]
     assert main(["generate", *map(str, arguments)]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; no unfinished file was left"
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted; no broken file was left"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -172,6 +172,12 @@ def test_bad_clips_are_refused(changed: dict, sentence: str) -> None:
         ({"width": 63}, {}, "width=63 is not even, yuv420p needs it; use 62"),
         ({"height": 1}, {}, "height=1 is not even, yuv420p needs it; use 2"),
         ({"width": 63}, {"pixel_format": "yuv422p"}, "width=63 is not even, yuv422p"),
+        (
+            {"width": 48},
+            {"codec": "libx265"},
+            "48x48 is too small for 'libx265', .* 64x16; use 'lib",
+        ),
+        ({"height": 8}, {"codec": "libx265"}, "64x8 is too small for 'libx265'"),
         ({}, {"codec": "h266x"}, "no encoder is called 'h266x' here; use 'libx264'"),
         ({}, {"codec": "aac"}, "'aac' does not encode video; use 'libx264'"),
         ({}, {"codec": "gif"}, "'gif' cannot write pixel format 'yuv420p'; use another codec"),

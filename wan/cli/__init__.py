@@ -13,12 +13,12 @@ from typing import NoReturn
 import torch
 
 from .. import __version__
-from . import convert, generate, inspect
+from . import convert, decode, generate, inspect
 from .bar import Bar
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
-COMMANDS = {"generate": generate, "inspect": inspect, "convert": convert}
+COMMANDS = {"generate": generate, "decode": decode, "inspect": inspect, "convert": convert}
 """Name of a command -> the module with its ``add_arguments`` and ``run``."""
 
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(error: BaseException, *, interrupted: bool) -> int:
     """Say in one sentence what ended the run; returns the exit code. Errors of ours are raised again."""
     if interrupted or isinstance(error, KeyboardInterrupt):
-        print("interrupted; no unfinished file was left", file=sys.stderr)
+        print("interrupted; no broken file was left", file=sys.stderr)
         return INTERRUPTED
     if not isinstance(error, (ArithmeticError, ValueError, OSError, torch.OutOfMemoryError)):
         raise error

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
-import torch
-
 from .. import __version__
 from ..checkpoint import BUNDLED, PARTS, find_parts
 from ..config import SamplingConfig
@@ -18,6 +16,7 @@ from ..schedule import SCHEDULES
 from ..solvers import SOLVERS
 from ..video import Clip, VideoWriter
 from .bar import Bar
+from .device import torch_device
 from .latents import save_latents
 from .outputs import check_outputs, write_clip
 
@@ -107,13 +106,12 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
         missing = " and ".join(f"--{part}" for part in PARTS if part not in named)
         raise ValueError(f"without {missing}: name all four files, or their folder by --models")
     parts = named if len(named) == len(PARTS) else find_parts(given.models or BUNDLED, named)
-    device = _device(given.device) if given.device else None
     pipeline = Pipeline.load(
         high=parts["high"],
         low=parts["low"],
         vae=parts["vae"],
         text=parts["text"],
-        device=device,
+        device=torch_device(given.device),
         allow_mismatch=given.allow_mismatch,
     )
     uses = [
@@ -135,15 +133,6 @@ def _lora_uses(given: Sequence[str], part: str | None) -> list[LoraUse]:
             use = None
         uses.append(use or LoraUse(path=Path(text), part=part))
     return uses
-
-
-def _device(name: str) -> torch.device:
-    """A device that can hold numbers; raises ValueError for any other, before weights are read."""
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError) as error:  # torch raises either, by backend
-        raise ValueError(f"device={name!r} cannot be used here; use cpu or cuda") from error
-    return torch.device(name)
 
 
 def read_request(given: argparse.Namespace, defaults: SamplingConfig) -> Request:

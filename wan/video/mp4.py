@@ -22,6 +22,8 @@ from .writer import FrameWriter
 BEST_CRF, WORST_CRF = 0, 51
 _BT709 = 1
 """The code of BT.709 in all three colour fields of H.264 and H.265: primaries, transfer, matrix."""
+_SMALLEST = {"libx265": (64, 16)}
+"""Width and height. x265 refuses lower frames and writes beyond its memory for those 40 or 48 wide."""
 _LONGEST_DELAY = 64
 """Frames that no encoder holds back more than."""
 _ENCODING = EncodingConfig()
@@ -59,7 +61,7 @@ class VideoWriter(FrameWriter):
         """
         super().__init__(path, clip, keep_partial=keep_partial)
         layout = _check_encoding(encoding)
-        _check_size(clip, layout)
+        _check_size(clip, encoding.codec, layout)
         self.encoding = encoding
         self._to_planes = ToPlanes(layout)
         self.bits = self._to_planes.bits
@@ -155,8 +157,14 @@ def _check_encoding(encoding: EncodingConfig) -> av.VideoFormat:
     return layouts[encoding.pixel_format]
 
 
-def _check_size(clip: Clip, layout: av.VideoFormat) -> None:
-    """Raise ValueError unless the colours of a smaller grid, if there is one, fit into the picture."""
+def _check_size(clip: Clip, codec: str, layout: av.VideoFormat) -> None:
+    """Raise ValueError for sizes below the encoder's, or that the grid of the colours does not divide."""
+    width, height = _SMALLEST.get(codec, (1, 1))
+    if clip.width < width or clip.height < height:
+        raise ValueError(
+            f"{clip.width}x{clip.height} is too small for {codec!r}, which needs {width}x{height}; "
+            "use 'libx264'"
+        )
     for name, step in zip(("height", "width"), chroma_steps(layout), strict=True):
         value = getattr(clip, name)
         if value % step:

@@ -1,0 +1,174 @@
+"""``decode``: saved latents to an mp4 or PNG files."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..checkpoint import (
+    BUNDLED,
+    check_keys,
+    detect_vae_config,
+    find_parts,
+    load_vae,
+    open_checkpoint,
+)
+from ..config import T2V_A14B, EncodingConfig, VAEConfig
+from ..shapes import pixel_frames, pixel_size
+from ..vae import WanVAE
+from ..video import (
+    FORMATS,
+    MP4_FORMATS,
+    SEQUENCE_FORMATS,
+    Clip,
+    check_latents,
+    open_writer,
+    read_audio,
+    to_frames,
+)
+from .bar import Bar
+from .device import torch_device
+from .latents import SavedLatents, read_latents
+from .outputs import check_outputs, write_clip
+
+_MP4 = ".mp4"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Latents, their VAE and what to make of them."""
+    parser.add_argument(
+        "latents", type=Path,
+        help="file of `generate --save-latents` or of ComfyUI's Save Latent",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", required=True, type=Path, help="the mp4, or the folder of a PNG sequence"
+    )
+    parser.add_argument(
+        "--vae",
+        type=Path,
+        help="VAE of the model that made them; default: the bundled one for its own",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="default: h264-mp4, for a name without ending png-sequence",
+    )
+    parser.add_argument("--fps", type=float, help="frames per second; default: the run's, else 16")
+    parser.add_argument(
+        "--crf", type=int, default=EncodingConfig().crf,
+        help="quality of an mp4: 0 best, 51 worst, default %(default)s",
+    )  # fmt: skip
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="sound for the mp4")
+    parser.add_argument("--contact-sheet", type=Path, metavar="PNG", help="frames as one image")
+    parser.add_argument("--clip", type=int, help="which one of a batch, counted from 1")
+    parser.add_argument(
+        "--keep-partial", action="store_true",
+        help="if the run is interrupted keep the finished part, named _partial",
+    )  # fmt: skip
+    parser.add_argument("--device", help="torch device; default: cuda if there is one")
+
+
+def run(given: argparse.Namespace, bar: Bar) -> None:
+    """One file; raises before a weight is read or a file is made if the input cannot work."""
+    saved = read_latents(given.latents)
+    latents = choose_clip(saved.latents, given.clip)
+    device = torch_device(given.device)
+    path = given.vae or bundled_vae(saved)
+    check_vae(path, latents)
+    format = check_format(given.out, given.format)
+    height, width = pixel_size(*latents.shape[-2:])
+    fps = run_fps(saved) if given.fps is None else given.fps
+    told = {"version": __version__, "vae": path.name, "format": format, "crf": given.crf}
+    clip = Clip(
+        width=width,
+        height=height,
+        fps=fps,
+        metadata={**saved.metadata, "wan": {**saved.manifest, "decode": {**told, "fps": fps}}},
+        audio=read_audio(given.audio) if given.audio else None,
+    )
+    writer = open_writer(
+        given.out, clip, format=format, crf=given.crf, keep_partial=given.keep_partial
+    )
+    in_folder = format in SEQUENCE_FORMATS
+    outputs = check_outputs(
+        [None if in_folder else given.out, given.contact_sheet],
+        folder=given.out if in_folder else None,
+    )
+    write_clip(
+        decoded(path, latents, device, writer.bits), writer,
+        total=pixel_frames(latents.shape[2]), bar=bar, sheet=given.contact_sheet,
+    )  # fmt: skip
+    for output in outputs:
+        print(output)
+
+
+def choose_clip(latents: Tensor, number: int | None) -> Tensor:
+    """The clip (1, C, T, h, w) counted from 1; raises ValueError unless it says which one it is."""
+    count = len(latents)
+    if number is None and count != 1:
+        raise ValueError(f"the file holds {count} clips; choose one by --clip 1 to {count}")
+    if number is not None and not 1 <= number <= count:
+        raise ValueError(f"clip={number} is not within 1 to {count}; use one that is")
+    chosen = (number or 1) - 1
+    return latents[chosen : chosen + 1]
+
+
+def bundled_vae(saved: SavedLatents) -> Path:
+    """The VAE of the miniature family if that made the latents; ValueError for any others."""
+    weights = saved.manifest.get("weights")
+    name = weights.get("vae") if isinstance(weights, dict) else None
+    found = find_parts(BUNDLED)["vae"] if name else None
+    if found is None or found.name != name:
+        made = f" (they were made with {name})" if name else ""
+        raise ValueError(f"the latents do not say where their VAE is{made}; name it by --vae")
+    return found
+
+
+def check_vae(path: Path, latents: Tensor) -> None:
+    """Raise ValueError or FloatingPointError unless this VAE can decode these latents."""
+    checkpoint = open_checkpoint(path, "vae")
+    config: VAEConfig = detect_vae_config(checkpoint)
+    check_keys(WanVAE(config, device=torch.device("meta")).state_dict(), checkpoint)
+    if latents.shape[1] != config.z_dim:
+        raise ValueError(
+            f"the latents have {latents.shape[1]} channels, {path.name} has {config.z_dim}; "
+            "use the VAE of the model that made them"
+        )
+    check_latents(latents)
+
+
+def check_format(out: Path, named: str | None) -> str:
+    """The format that was named, or that a file name asks for; raises ValueError where they disagree."""
+    is_mp4 = out.suffix.lower() == _MP4
+    format = named or next(iter(MP4_FORMATS if is_mp4 else SEQUENCE_FORMATS))
+    if not named and not is_mp4 and out.suffix:
+        raise ValueError(
+            f"{out.name} is neither an mp4 nor a folder name; end it in {_MP4}, or name a --format"
+        )
+    if is_mp4 != (format in MP4_FORMATS):
+        way_out = "use a folder name" if is_mp4 else f"end it in {_MP4}"
+        raise ValueError(f"{out.name} is no name for format {format}; {way_out}")
+    return format
+
+
+def run_fps(saved: SavedLatents) -> float:
+    """Frames per second of the run that made the latents, as far as they tell."""
+    sampling = saved.manifest.get("sampling")
+    told = sampling.get("fps") if isinstance(sampling, dict) else None
+    if isinstance(told, (int, float)) and math.isfinite(told) and told > 0:
+        return told
+    return T2V_A14B.sampling.fps
+
+
+@torch.no_grad()
+def decoded(path: Path, latents: Tensor, device: torch.device, bits: int) -> Iterator[Tensor]:
+    """Frames (n, H, W, 3) of ``bits`` as they come, n = 1, 4, 4, ...; memory does not grow with length."""
+    vae = load_vae(path, dtype=torch.float32).to(device)
+    for video in vae.decode_stream(latents.to(device, torch.float32)):
+        yield to_frames(video[0], bits).cpu()
