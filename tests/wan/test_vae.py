@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from wanexperts.wan.config import VAEConfig
-from wanexperts.wan.vae import CausalCache, WanVAE, denormalize, normalize
+from wanexperts.wan.vae import DecodePlan, DecoderRun, WanVAE, denormalize, normalize
 from wanexperts.wan.vae.blocks import ChannelNorm
 
 CONFIG = VAEConfig(dim=8)
@@ -50,11 +50,13 @@ def test_time_is_causal(vae):
 
 
 def test_a_stream_holds_the_same_bytes_however_long_it_runs(vae):
-    cache, held = CausalCache(), []
-    for frame in torch.randn(6, 1, 16, 1, 2, 2):
-        vae.decoder(vae.conv2(frame), cache)
-        held.append(cache.nbytes)
+    run, held = DecoderRun(DecodePlan(strips=2)), []
+    with torch.no_grad():
+        for frame in torch.randn(6, 1, 16, 2, 2):
+            list(vae.decoder.step(frame, run))
+            held.append([cache.nbytes for cache in (run.lower, *run.strips)])
     assert held[2:] == [held[2]] * 4
+    assert min(held[0]) > 0
 
 
 def test_two_streams_at_once_do_not_mix(vae):

@@ -1,6 +1,12 @@
 """The causal streaming video VAE."""
 
 from .causal import CausalCache as CausalCache
+from .memory import decode_bytes as decode_bytes
+from .memory import encode_bytes as encode_bytes
+from .memory import strips_for as strips_for
 from .model import WanVAE as WanVAE
 from .model import denormalize as denormalize
 from .model import normalize as normalize
+from .strips import WHOLE as WHOLE
+from .strips import DecodePlan as DecodePlan
+from .strips import DecoderRun as DecoderRun

@@ -1,6 +1,7 @@
 """Building blocks of the Wan2.1 video VAE; attribute names equal the official checkpoint keys.
 
-Shape legend: video tensors are ``(B, C, T, H, W)``.
+Each block has two ways: ``forward`` takes a whole clip ``(B, C, T, H, W)`` and is differentiable;
+``step`` takes the next frame ``(B, C, H, W)`` of a stream, whose past is in a cache.
 """
 
 from __future__ import annotations
@@ -8,12 +9,15 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import conv2d, interpolate, rms_norm, silu
 
 from ..attention import sdpa
-from ..ops import Ops, cast_like
-from .causal import CausalCache, causal_conv, with_past
+from ..ops import Ops, cast_like, current
+from .causal import CausalCache, conv_clip, conv_frame, conv_joined, join
 
 NORM_EPS = 1e-12
+SLAB_ELEMENTS = 1 << 22
+"""Elements that are normalised at a time where that takes wider temporaries: 16 MiB of float32."""
 
 
 class ChannelNorm(nn.Module):
@@ -26,14 +30,49 @@ class ChannelNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise over axis 1 in float32 (in float16 the scale can overflow), return ``x``'s dtype."""
-        norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
-        scale = (x.shape[1] ** 0.5) / norm.clamp_min(NORM_EPS)
+        scale = _scale(x)
         out: Tensor = x * scale * cast_like(self.gamma, scale)
         return out.to(x.dtype)
 
 
+def _scale(x: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float32)
+    scale: Tensor = (x.shape[1] ** 0.5) / norm.clamp_min(NORM_EPS)
+    return scale
+
+
+def activate(norm: ChannelNorm, x: Tensor) -> Tensor:
+    """``silu(norm(x))`` of one frame ``(B, C, H, W)``, with few passes and small temporaries."""
+    gamma = current(norm, "gamma", x, torch.float32)
+    if x.is_cuda:
+        return activated_by_kernel(x, gamma)
+    if x.dtype == torch.float32:
+        return _activated(x, gamma)
+    out = torch.empty_like(x)
+    rows = max(1, SLAB_ELEMENTS // (x.numel() // x.shape[2]))
+    for top in range(0, x.shape[2], rows):
+        slab = slice(top, top + rows)
+        out[:, :, slab] = _activated(x[:, :, slab], gamma)
+    return out
+
+
+def _activated(x: Tensor, gamma: Tensor) -> Tensor:
+    """The same in float32, by plain operations; gamma has C elements."""
+    out = x * _scale(x)
+    out *= gamma.view(-1, 1, 1)
+    return silu(out, inplace=True)
+
+
+def activated_by_kernel(x: Tensor, gamma: Tensor) -> Tensor:
+    """The same in ``x``'s dtype, by the fused norm that GPUs have."""
+    dim = x.shape[1]
+    weight = gamma.flatten().to(x.dtype)
+    out = rms_norm(x.movedim(1, -1), (dim,), weight, eps=NORM_EPS**2 / dim)
+    return silu(out, inplace=True).movedim(-1, 1)
+
+
 class ResidualBlock(nn.Module):
-    """Two causal convolutions with a skip: ``x -> (B, out_dim, T, H, W)``."""
+    """Two causal convolutions with a skip: ``in_dim`` channels to ``out_dim``."""
 
     def __init__(self, in_dim: int, out_dim: int, ops: Ops, factory: dict[str, object]) -> None:
         """Indices inside ``residual`` follow the official keys (5 was a dropout)."""
@@ -51,12 +90,20 @@ class ResidualBlock(nn.Module):
             ops.Conv3d(in_dim, out_dim, 1, **factory) if in_dim != out_dim else nn.Identity()
         )
 
-    def forward(self, x: Tensor, cache: CausalCache | None) -> Tensor:
-        """Map ``(B, in_dim, T, H, W)`` to ``(B, out_dim, T, H, W)``."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a clip ``(B, in_dim, T, H, W)`` to ``(B, out_dim, T, H, W)``."""
         skip: Tensor = self.shortcut(x)
         for layer in self.residual:
-            x = causal_conv(layer, x, cache) if hasattr(layer, "kernel_size") else layer(x)
+            x = conv_clip(layer, x) if hasattr(layer, "kernel_size") else layer(x)
         return skip + x
+
+    def step(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """Map the next frame ``(B, in_dim, H, W)`` to ``(B, out_dim, H, W)``."""
+        first_norm, _, first, second_norm, _, _, second = self.residual
+        skip = x if isinstance(self.shortcut, nn.Identity) else conv_joined(self.shortcut, x, 1)
+        x = conv_frame(first, activate(first_norm, x), cache)  # type: ignore[arg-type]
+        x = activate(second_norm, x)  # type: ignore[arg-type]
+        return conv_frame(second, x, cache).add_(skip)
 
 
 class AttentionBlock(nn.Module):
@@ -69,14 +116,21 @@ class AttentionBlock(nn.Module):
         self.to_qkv = ops.Conv2d(dim, dim * 3, 1, **factory)
         self.proj = ops.Conv2d(dim, dim, 1, **factory)
 
-    def forward(self, x: Tensor, cache: CausalCache | None) -> Tensor:
-        """Same shape in and out; frames do not see each other, so no cache is used."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape in and out; frames do not see each other."""
         frames = rearrange(x, "b c t h w -> (b t) c h w")
-        qkv = self.to_qkv(self.norm(frames))
+        return rearrange(self._frames(frames), "(b t) c h w -> b c t h w", b=x.shape[0])
+
+    def step(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """Same shape in and out; a frame needs no past."""
+        return self._frames(x)
+
+    def _frames(self, x: Tensor) -> Tensor:
+        qkv = self.to_qkv(self.norm(x))
         # Contiguous, because fused attention kernels want the channels side by side.
         q, k, v = rearrange(qkv, "f (three c) h w -> three f (h w) 1 c", three=3).contiguous()
-        out = rearrange(sdpa(q, k, v), "f (h w) c -> f c h w", h=x.shape[3])
-        update: Tensor = rearrange(self.proj(out), "(b t) c h w -> b c t h w", b=x.shape[0])
+        out = rearrange(sdpa(q, k, v), "f (h w) c -> f c h w", h=x.shape[2])
+        update: Tensor = self.proj(out)
         return x + update
 
 
@@ -100,20 +154,32 @@ class Downsample(nn.Module):
             self.time_conv = ops.Conv3d(dim, dim, (3, 1, 1), stride=(2, 1, 1), **factory)
         self.temporal = temporal
 
-    def forward(self, x: Tensor, cache: CausalCache | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Space first, then time. The first frame of a clip passes the time step untouched."""
         x = _per_frame(self.resample, x)
+        if not self.temporal or x.shape[2] < self.time_conv.kernel_size[0]:
+            return x[:, :, :1] if self.temporal else x
+        return torch.cat([x[:, :, :1], self.time_conv(x)], dim=2)
+
+    def step(self, x: Tensor, cache: CausalCache) -> list[Tensor]:
+        """The frame that is complete with this one, if any: in time every second one is."""
+        x = self._halved(x)
         if not self.temporal:
-            return x
-        if cache is None or cache.starts(self):
-            first, context = x[:, :, :1], x
-            if cache is not None:
-                cache.remember(self.time_conv, x[:, :, -1:])
-        else:
-            first, context = x[:, :, :0], with_past(self.time_conv, x, 1, cache)
-        if context.shape[2] < self.time_conv.kernel_size[0]:
-            return first
-        return torch.cat([first, self.time_conv(context)], dim=2)
+            return [x]
+        past = cache.past(self.time_conv)
+        if past is None or len(past) < 2:
+            cache.keep(self.time_conv, [*(past or ()), x])
+            return [] if past else [x]
+        cache.keep(self.time_conv, [x])
+        joined = join([*(f.to(x.device) for f in past), x])
+        return [conv_joined(self.time_conv, joined, 3)]
+
+    def _halved(self, x: Tensor) -> Tensor:
+        # Padding 2 on all sides and dropping the first row and column is padding 1 at the end
+        # alone, without a padded copy of the frame.
+        conv = self.resample[1]
+        weight, bias = current(conv, "weight", x), current(conv, "bias", x)
+        return conv2d(x, weight, bias, stride=2, padding=2)[:, :, 1:, 1:]
 
 
 class Upsample(nn.Module):
@@ -130,13 +196,44 @@ class Upsample(nn.Module):
             self.time_conv = ops.Conv3d(dim, dim * 2, (3, 1, 1), **factory)
         self.temporal = temporal
 
-    def forward(self, x: Tensor, cache: CausalCache | None) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Time first, then space. The clip's first frame takes no part in the time step at all."""
-        if self.temporal:
-            starts = cache is None or cache.starts(self)
-            first, rest = (x[:, :, :1], x[:, :, 1:]) if starts else (x[:, :, :0], x)
-            if rest.shape[2]:
-                rest = causal_conv(self.time_conv, rest, cache)
-                rest = rearrange(rest, "b (two c) t h w -> b c (t two) h w", two=2)
-            x = torch.cat([first, rest], dim=2)
+        if self.temporal and x.shape[2] > 1:
+            pairs = conv_clip(self.time_conv, x[:, :, 1:])
+            later = rearrange(pairs, "b (two c) t h w -> b c (t two) h w", two=2)
+            x = torch.cat([x[:, :, :1], later], dim=2)
         return _per_frame(self.resample, x)
+
+    def in_time(self, x: Tensor, cache: CausalCache) -> list[Tensor]:
+        """The next frame as it is, or as two where time is doubled."""
+        if not self.temporal:
+            return [x]
+        if cache.past(self.time_conv) is None:
+            cache.keep(self.time_conv, [])
+            return [x]
+        return list(conv_frame(self.time_conv, x, cache).chunk(2, dim=1))
+
+    def step(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """One frame ``(B, dim, H, W)`` to ``(B, dim // 2, 2H, 2W)``: space alone."""
+        doubled: Tensor = interpolate(x, scale_factor=2.0, mode="nearest-exact")
+        out: Tensor = self.resample[1](doubled)
+        return out
+
+
+class Head(nn.ModuleList):
+    """Norm, activation and the last convolution."""
+
+    def __init__(self, dim: int, out_dim: int, ops: Ops, factory: dict[str, object]) -> None:
+        """Maps ``dim`` channels to ``out_dim``."""
+        conv = ops.Conv3d(dim, out_dim, 3, padding=(0, 1, 1), **factory)
+        super().__init__([ChannelNorm(dim, 3, factory=factory), nn.SiLU(), conv])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map a clip ``(B, dim, T, H, W)`` to ``(B, out_dim, T, H, W)``."""
+        norm, activation, conv = self
+        return conv_clip(conv, activation(norm(x)))
+
+    def step(self, x: Tensor, cache: CausalCache) -> Tensor:
+        """Map the next frame ``(B, dim, H, W)`` to ``(B, out_dim, H, W)``."""
+        norm, _, conv = self
+        return conv_frame(conv, activate(norm, x), cache)  # type: ignore[arg-type]

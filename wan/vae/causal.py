@@ -1,80 +1,120 @@
-"""Causal time: the cache that makes a stream of chunks equal to the whole clip.
+"""Causal time: the cache that makes a stream of single frames equal to the whole clip.
 
 Every causal layer looks at a fixed number of past frames. A :class:`CausalCache` holds those frames
-per layer, so feeding a clip chunk by chunk gives the same numbers as feeding it whole. The cache is
+per layer, so feeding a clip frame by frame gives the same numbers as feeding it whole. The cache is
 the complete state of a stream; the modules themselves keep none.
 
-Shape legend: video tensors are ``(B, C, T, H, W)``.
+Shape legend: a clip is ``(B, C, T, H, W)``, a frame ``(B, C, H, W)`` in either memory order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+from ..ops import current
+
+Frames = tuple[Tensor, ...]
 
 
 class CausalCache:
-    """The last input frames of every causal layer of one running stream."""
+    """The last input frames of every causal layer of one running stream.
 
-    def __init__(self) -> None:
-        """Start a new stream: every layer is at its first frame."""
-        self._frames: dict[nn.Module, Tensor] = {}
-        self._started: set[nn.Module] = set()
+    Frames are kept, not copied: whoever hands one over must not change it afterwards.
+    """
 
-    def starts(self, layer: nn.Module) -> bool:
-        """True the first time ``layer`` asks: its next frame is the first of the clip."""
-        first = layer not in self._started
-        self._started.add(layer)
-        return first
+    def __init__(self, device: torch.device | None = None) -> None:
+        """Start a new stream; its past lives on ``device``, or where it is made if None."""
+        self._device = device
+        self._past: dict[nn.Module, Frames] = {}
+        self._watching = False
+        self.moved = False
 
-    def past(self, layer: nn.Module) -> Tensor | None:
-        """Input frames that ``layer`` saw last, ``(B, C, n, H, W)``, or None at the start."""
-        return self._frames.get(layer)
+    def past(self, layer: nn.Module) -> Frames | None:
+        """Input frames that ``layer`` keeps, oldest first; None before its first one."""
+        return self._past.get(layer)
 
-    def remember(self, layer: nn.Module, frames: Tensor) -> None:
-        """Keep ``frames`` as the past of ``layer``; copied, so that the chunk itself can be freed."""
-        self._frames[layer] = frames.detach().clone()
+    def keep(self, layer: nn.Module, frames: Sequence[Tensor]) -> None:
+        """Make ``frames`` the past of ``layer``."""
+        held = tuple(f if self._device is None else f.to(self._device) for f in frames)
+        if self._watching and not self.moved:
+            before = self._past.get(layer, ())
+            self.moved = len(before) != len(held) or not all(map(torch.equal, before, held))
+        self._past[layer] = held
+
+    def watch(self, watching: bool) -> None:
+        """From now on set ``moved`` when any layer's past becomes other numbers than it was."""
+        self._watching, self.moved = watching, False
 
     @property
     def nbytes(self) -> int:
         """Bytes held: constant in the length of the clip."""
-        return sum(t.numel() * t.element_size() for t in self._frames.values())
+        return sum(f.numel() * f.element_size() for past in self._past.values() for f in past)
 
 
-def with_past(layer: nn.Module, x: Tensor, count: int, cache: CausalCache | None) -> Tensor:
-    """``x`` with the ``count`` frames before it, zeros where the clip has not begun.
+def conv_clip(conv: Any, x: Tensor) -> Tensor:
+    """A 3-D convolution over a whole clip that sees only the present and the past.
 
     Args:
-        layer: the layer whose past is meant.
-        x: ``(B, C, T, H, W)`` the new input frames.
-        count: frames of context the layer needs on the left.
-        cache: the running stream, or None when ``x`` is the whole clip.
+        conv: a Conv3d without temporal padding.
+        x: ``(B, C, T, H, W)`` from the first frame on.
 
     Returns:
-        ``(B, C, count + T, H, W)``.
+        ``(B, C_out, T, H_out, W_out)``; before the first frame there are zeros.
     """
-    past = None if cache is None else cache.past(layer)
-    if past is None:
-        past = x.new_zeros(*x.shape[:2], count, *x.shape[3:])
-    joined = torch.cat([past, x], dim=2)
-    if cache is not None:
-        cache.remember(layer, joined[:, :, -count:])
-    return joined
+    if context := conv.kernel_size[0] - 1:
+        x = torch.cat([x.new_zeros(*x.shape[:2], context, *x.shape[3:]), x], dim=2)
+    out: Tensor = conv(x)
+    return out
 
 
-def causal_conv(conv: Any, x: Tensor, cache: CausalCache | None) -> Tensor:
-    """Apply a 3-D convolution that sees only the present and the past.
-
-    Args:
-        conv: a Conv3d without temporal padding; kernel size 1 in time needs no past.
-        x: ``(B, C, T, H, W)``.
-        cache: the running stream, or None when ``x`` is the whole clip.
+def conv_frame(conv: Any, x: Tensor, cache: CausalCache) -> Tensor:
+    """One output frame of :func:`conv_clip`: ``x`` is the next frame of the stream.
 
     Returns:
-        ``(B, C_out, T, H_out, W_out)``.
+        ``(B, C_out, H_out, W_out)`` in the memory order of ``x``.
     """
     context = conv.kernel_size[0] - 1
-    out: Tensor = conv(with_past(conv, x, context, cache) if context else x)
-    return out
+    if not context:
+        return conv_joined(conv, x, 1)
+    frames = [*(f.to(x.device) for f in cache.past(conv) or ()), x]
+    count, joined = len(frames), join(frames)
+    cache.keep(conv, frames[-context:])
+    del frames  # the oldest frame is free before the convolution needs room
+    return conv_joined(conv, joined, count)
+
+
+def join(frames: Sequence[Tensor]) -> Tensor:
+    """Consecutive frames as one with ``len(frames) * C`` channels, for :func:`conv_joined`."""
+    if len(frames) == 1:
+        return frames[0]
+    if channels_last(frames[-1]):
+        return torch.cat(list(frames), dim=1)
+    return torch.stack(list(frames), dim=2).flatten(1, 2)
+
+
+def conv_joined(conv: Any, joined: Tensor, count: int) -> Tensor:
+    """A 3-D convolution with one output frame, as the 2-D convolution it is.
+
+    Time and channels are summed alike, so ``count`` frames of C channels are one of ``count * C``.
+    With fewer frames than the kernel is long the clip has just begun: the kernel's earlier part
+    would meet zeros and is left out.
+    """
+    weight = current(conv, "weight", joined)[:, :, -count:]
+    if count == 1:
+        weight = weight[:, :, 0]
+    elif channels_last(joined):
+        weight = weight.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
+    else:
+        weight = weight.flatten(1, 2)
+    bias = None if conv.bias is None else current(conv, "bias", joined)
+    return conv2d(joined, weight, bias, padding=conv.padding[1:])
+
+
+def channels_last(frame: Tensor) -> bool:
+    """Whether the channels of a position lie side by side in memory."""
+    return frame.stride(1) == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from ..config import VAEConfig
 from ..ops import Ops, TorchOps
 from ..shapes import TEMPORAL_STRIDE, check_size, latent_frames
-from .blocks import AttentionBlock, ChannelNorm, Downsample, ResidualBlock, Upsample
-from .causal import CausalCache, causal_conv
+from .blocks import AttentionBlock, Downsample, Head, ResidualBlock, Upsample
+from .causal import conv_clip, conv_frame, conv_joined
+from .encoding import EncoderRun
+from .strips import WHOLE, DecodePlan, DecoderRun, run_strip, split_rows
 
 RGB = 3
+_CPU = torch.device("cpu")
 
 
 def normalize(raw: Tensor, config: VAEConfig) -> Tensor:
@@ -48,18 +52,6 @@ def _statistics(x: Tensor, config: VAEConfig) -> tuple[Tensor, Tensor]:
     )
 
 
-def _run(layers: Iterable[nn.Module], x: Tensor, cache: CausalCache | None) -> Tensor:
-    """Send ``x`` through blocks, causal convolutions and plain layers alike."""
-    for layer in layers:
-        if hasattr(layer, "kernel_size"):
-            x = causal_conv(layer, x, cache)
-        elif isinstance(layer, (ChannelNorm, nn.SiLU)):
-            x = layer(x)
-        else:
-            x = layer(x, cache)
-    return x
-
-
 def _middle(dim: int, ops: Ops, factory: dict[str, object]) -> nn.ModuleList:
     return nn.ModuleList(
         [
@@ -70,9 +62,13 @@ def _middle(dim: int, ops: Ops, factory: dict[str, object]) -> nn.ModuleList:
     )
 
 
-def _head(dim: int, out_dim: int, ops: Ops, factory: dict[str, object]) -> nn.ModuleList:
-    conv = ops.Conv3d(dim, out_dim, 3, padding=(0, 1, 1), **factory)
-    return nn.ModuleList([ChannelNorm(dim, 3, factory=factory), nn.SiLU(), conv])
+def _laid_out(frame: Tensor, *, large: bool) -> Tensor:
+    """A frame in the memory order that suits a layer.
+
+    Where frames outweigh weights, channels side by side: the norm reads them in order. Where weights
+    outweigh frames, plain: the weights need no new order for every frame.
+    """
+    return frame.contiguous(memory_format=torch.channels_last if large else torch.contiguous_format)
 
 
 class Encoder(nn.Module):
@@ -92,11 +88,36 @@ class Encoder(nn.Module):
                 layers.append(Downsample(out_dim, temporal, ops, factory))
         self.downsamples = nn.ModuleList(layers)
         self.middle = _middle(dims[-1], ops, factory)
-        self.head = _head(dims[-1], 2 * config.z_dim, ops, factory)
+        self.head = Head(dims[-1], 2 * config.z_dim, ops, factory)
 
-    def forward(self, x: Tensor, cache: CausalCache | None) -> Tensor:
-        """Encode one chunk (1 frame, later 4), or the whole clip when ``cache`` is None."""
-        return _run([self.conv1, *self.downsamples, *self.middle, *self.head], x, cache)
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode a whole clip."""
+        x = conv_clip(self.conv1, x)
+        for layer in (*self.downsamples, *self.middle, self.head):
+            x = layer(x)
+        return x
+
+    def step(self, frames: list[Tensor], repeated: bool, run: EncoderRun) -> Tensor:
+        """Features ``(B, 2 * z_dim, H/8, W/8)`` of the next chunk: 1 frame, later 4.
+
+        ``frames`` are used up. ``repeated`` says that they equal those of the chunk before.
+        """
+        stages = self.stages()
+        for index, layers in enumerate(stages):
+            frames = [_laid_out(frame, large=2 * index < len(stages)) for frame in frames]
+            frames, repeated = run.stage(index, layers, frames, repeated)
+        (features,) = frames
+        return features
+
+    def stages(self) -> list[list[nn.Module]]:
+        """The layers, a new list after every halving."""
+        stages: list[list[nn.Module]] = [[self.conv1]]
+        for layer in self.downsamples:
+            stages[-1].append(layer)
+            if isinstance(layer, Downsample):
+                stages.append([])
+        stages[-1] += [*self.middle, self.head]
+        return stages
 
 
 class Decoder(nn.Module):
@@ -119,11 +140,56 @@ class Decoder(nn.Module):
             if stage < len(temporal_upsample):
                 layers.append(Upsample(out_dim, temporal_upsample[stage], ops, factory))
         self.upsamples = nn.ModuleList(layers)
-        self.head = _head(dims[-1], RGB, ops, factory)
+        self.head = Head(dims[-1], RGB, ops, factory)
 
-    def forward(self, z: Tensor, cache: CausalCache | None) -> Tensor:
-        """Decode one chunk (usually one latent frame), or the whole clip when ``cache`` is None."""
-        return _run([self.conv1, *self.middle, *self.upsamples, *self.head], z, cache)
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode a whole clip."""
+        x = conv_clip(self.conv1, z)
+        for layer in (*self.middle, *self.upsamples, self.head):
+            x = layer(x)
+        return x
+
+    def step(self, z: Tensor, run: DecoderRun) -> Iterator[Tensor]:
+        """Decode the next latent frame ``(B, z_dim, h, w)``.
+
+        Yields:
+            Its frames ``(B, 3, 8h, 8w)``: 1 from a clip's first latent frame, then 4. Each is made
+            when it is asked for, so memory holds the activations of a single one.
+        """
+        x = conv_frame(self.conv1, _laid_out(z, large=False), run.lower)
+        yield from self._climb([x], self.segments(), run)
+
+    def segments(self) -> list[list[Any]]:
+        """The layers after the first; each segment but the first starts where time is doubled."""
+        segments: list[list[Any]] = [[*self.middle]]
+        for layer in self.upsamples:
+            if isinstance(layer, Upsample) and layer.temporal:
+                segments.append([])
+            segments[-1].append(layer)
+        segments[-1].append(self.head)
+        return segments
+
+    def _climb(
+        self, frames: list[Tensor], segments: list[list[Any]], run: DecoderRun
+    ) -> Iterator[Tensor]:
+        """Depth first in time: a frame goes all the way before the next one starts."""
+        layers, *above = segments
+        while frames:
+            x = frames.pop(0)
+            if not above:
+                yield _in_strips(layers, _laid_out(x, large=True), run)
+                continue
+            for layer in layers:
+                x = layer.step(x, run.lower)
+            doubled = above[0][0].in_time(x, run.lower)
+            del x
+            yield from self._climb(doubled, above, run)
+
+
+def _in_strips(layers: list[Any], x: Tensor, run: DecoderRun) -> Tensor:
+    rows = split_rows(x.shape[2], len(run.strips))
+    strips = zip(rows, run.strips, strict=True)
+    return torch.cat([run_strip(layers, x, strip, cache) for strip, cache in strips], dim=2)
 
 
 class WanVAE(nn.Module):
@@ -148,20 +214,27 @@ class WanVAE(nn.Module):
 
     def encode_whole(self, video: Tensor) -> Tensor:
         """Mean latents of a whole clip in one pass: differentiable, memory grows with length."""
-        return self._mean(self.encoder(video, None))
+        return self._mean(self.encoder(video))
 
     def decode_whole(self, latents: Tensor) -> Tensor:
         """Video of a whole clip in one pass: differentiable, not clamped, memory grows with length."""
-        video: Tensor = self.decoder(self.conv2(latents), None)
+        video: Tensor = self.decoder(self.conv2(latents))
         return video
 
-    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+    @torch.no_grad()
+    def encode_stream(self, chunks: Iterable[Tensor], *, offload: bool = False) -> Iterator[Tensor]:
         """Encode chunks of one clip: the first of 1 frame, each later one of 4.
+
+        Chunks that repeat cost less and less, with the same numbers; see ``encoding.py``.
+
+        Args:
+            chunks: ``(B, 3, 1, H, W)``, then ``(B, 3, 4, H, W)``, in [-1, 1].
+            offload: keep the past frames of the layers in the host's memory.
 
         Yields:
             One raw latent frame ``(B, 16, 1, H/8, W/8)`` per chunk.
         """
-        cache = CausalCache()
+        run, before = EncoderRun(_CPU if offload else None), None
         for index, chunk in enumerate(chunks):
             expected = TEMPORAL_STRIDE if index else 1
             if chunk.shape[2] != expected:
@@ -169,19 +242,27 @@ class WanVAE(nn.Module):
                     f"chunk {index} has {chunk.shape[2]} frames, not {expected}; "
                     f"feed 1 frame first and {TEMPORAL_STRIDE} at a time after it"
                 )
-            yield self._mean(self.encoder(chunk, cache))
+            repeated = before is not None and torch.equal(before, chunk)
+            features = self.encoder.step([*chunk.unbind(2)], repeated, run)
+            yield self._mean(features.unsqueeze(2))
+            before = chunk
 
-    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
+    @torch.no_grad()
+    def decode_stream(self, latents: Tensor, plan: DecodePlan = WHOLE) -> Iterator[Tensor]:
         """Decode raw latents one latent frame at a time; memory does not grow with length.
+
+        Args:
+            latents: ``(B, 16, T, h, w)``.
+            plan: how it is done; the numbers are the same up to rounding.
 
         Yields:
             ``(B, 3, 1, H, W)`` first, then ``(B, 3, 4, H, W)`` per latent frame, in [-1, 1].
         """
         self._check_latents(latents)
-        cache = CausalCache()
-        for index in range(latents.shape[2]):
-            frame = self.conv2(latents[:, :, index : index + 1])
-            yield self.decoder(frame, cache).clamp_(-1, 1)
+        run = DecoderRun(plan)
+        for latent in latents.unbind(2):
+            z = conv_joined(self.conv2, latent.contiguous(), 1)
+            yield torch.stack([*self.decoder.step(z, run)], dim=2).clamp_(-1, 1)
 
     def encode(self, video: Tensor) -> Tensor:
         """Raw mean latents ``(B, 16, T, H/8, W/8)`` of a clip of 4k+1 frames, streamed."""
