@@ -26,6 +26,7 @@ from .checkpoint import (
     detect_transformer_config,
     detect_vae_config,
     family_defaults,
+    give_tokenizer,
     load_text_encoder,
     load_transformer,
     load_vae,
@@ -163,7 +164,7 @@ class Pipeline:
     )
 
     @classmethod
-    def load(
+    def load(  # noqa: PLR0913 - eight independent choices, each by its name
         cls,
         *,
         high: str | Path,
@@ -172,6 +173,7 @@ class Pipeline:
         text: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        tokenizer: str | Path | None = None,
         allow_mismatch: bool = False,
     ) -> Pipeline:
         """Read and check the headers of four files or official folders, see :func:`~.checkpoint.find_parts`.
@@ -183,6 +185,7 @@ class Pipeline:
             text: umT5 encoder; its tokenizer is in the file or beside it.
             device: None takes CUDA where there is one, else the CPU.
             dtype: None takes bfloat16 on CUDA and float32 elsewhere.
+            tokenizer: ``spiece.model`` of the text encoder; None finds it in or beside its file.
             allow_mismatch: run experts that do not look like a pair; the log says what is odd.
 
         Raises:
@@ -201,7 +204,7 @@ class Pipeline:
             high=experts[0],
             low=experts[1],
             vae=open_checkpoint(vae, "vae"),
-            text=open_checkpoint(text, "text_encoder"),
+            text=give_tokenizer(open_checkpoint(text, "text_encoder"), tokenizer),
             defaults=family_defaults(experts[0]),
             device=device,
             dtype=dtype,
@@ -234,7 +237,7 @@ class Pipeline:
         if not clean(negative):
             negative = SamplingConfig().negative_prompt
         log.info("reading %s", self.text.path)
-        encoder, tokenizer = load_text_encoder(self.text.path)
+        encoder, tokenizer = load_text_encoder(self.text.path, tokenizer=self.text.tokenizer)
         encoder.to(self.device)
         positive, other = (
             encode_prompt(encoder, tokenizer, text, dtype=torch.float32)
@@ -334,17 +337,23 @@ def resolve_loras(
             raise ValueError(
                 f"the strength of {shown(use.path.name)} is {use.strength}; use a number"
             )
-        file = read_lora(use.path)
-        if use.part != part and (use.part or role not in file.experts):
+        file, name = read_lora(use.path), shown(use.path.name)
+        if use.part is None and role not in file.experts:
+            why = "it is made for Wan2.1" if file.base == "Wan2.1" else "it is for the other one"
+            log.warning("%s leaves the %s as it is: %s", name, PARTS[part], why)
+            continue
+        if use.part not in (None, part):
             continue
         section = file.section(role)
         if section is None or (file.role not in (None, role) and not allow_mismatch):
             raise ValueError(
-                f"{shown(use.path.name)} is a LoRA for the other expert, not the {PARTS[part]}; "
+                f"{name} is a LoRA for the other expert, not the {PARTS[part]}; "
                 "give it to that one, or allow a mismatch"
             )
+        if file.role not in (None, role):
+            log.warning("%s is made for the other expert than the %s", name, PARTS[part])
         resolved = resolve(section, names)
-        log.warning("%s on the %s: %s", shown(use.path.name), PARTS[part], coverage(resolved))
+        log.warning("%s on the %s: %s", name, PARTS[part], coverage(resolved))
         found.append((resolved, use.strength))
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -330,3 +331,29 @@ def test_a_header_of_any_length_is_read(tmp_path):
         lengths.add(int.from_bytes((tmp_path / "a").read_bytes()[:8], "little"))
         assert list(read_header(tmp_path / "a").tensors) == ["a"]
     assert {0x0280, 0x0380, 0x0480, 0x0580} <= lengths
+
+
+@pytest.mark.parametrize(
+    ("part", "layout", "name", "made"),
+    [
+        ("expert", "single", "out.pth", "a .safetensors file"),
+        ("vae", "official", "out.safetensors", "a .pth file"),
+        ("expert", "diffusers", "out.safetensors", "a folder"),
+    ],
+)
+def test_an_ending_that_lies_is_refused(tmp_path, part, layout, name, made):
+    source = single(tmp_path / f"{part}.safetensors", STATES[part], plain(BF16)).path
+    with pytest.raises(ValueError, match=f"would be {re.escape(made)}; give it another ending"):
+        convert(open_checkpoint(source), tmp_path / name, layout=layout)
+    assert not (tmp_path / name).exists()
+
+
+def test_a_weight_too_large_for_float16_is_refused(tmp_path):
+    state = {**STATES["expert"], "head.head.bias": torch.full((64,), 1e6)}
+    source = single(tmp_path / "large.safetensors", state, plain(torch.float32)).path
+    with pytest.raises(ValueError, match=r"head\.head\.bias does not fit into float16"):
+        convert(
+            open_checkpoint(source), tmp_path / "out.safetensors", layout="single",
+            dtype=torch.float16,
+        )  # fmt: skip
+    assert not (tmp_path / "out.safetensors").exists()

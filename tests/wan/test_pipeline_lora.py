@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from wanexperts.tests.wan.family import write_family
 from wanexperts.wan.cli import main
+from wanexperts.wan.lora import read_lora
 from wanexperts.wan.pipeline import LoraUse, Pipeline, Request
 
 TARGET = "blocks.0.self_attn.q"
@@ -109,17 +110,22 @@ def test_coverage_is_told(parts, tmp_path, caplog):
     path = write_lora(tmp_path / "style_high_noise.safetensors", 1)
     Pipeline.load(**parts, device="cpu").with_loras([LoraUse(path=path)])
     assert caplog.messages == [
-        "style_high_noise.safetensors on the high-noise expert: 1 of 1 modules"
+        "style_high_noise.safetensors on the high-noise expert: 1 of 1 modules",
+        "style_high_noise.safetensors leaves the low-noise expert as it is: it is for the other one",
     ]
 
 
-def test_a_lora_for_the_other_expert_is_refused_unless_insisted(parts, tmp_path):
+def test_a_lora_for_the_other_expert_is_refused_unless_insisted(parts, tmp_path, caplog):
     path = write_lora(tmp_path / "style_high_noise.safetensors", 1)
     plain = Pipeline.load(**parts, device="cpu")
     use = LoraUse(path=path, part="low")
     with pytest.raises(ValueError, match="is a LoRA for the other expert, not the low-noise"):
         plain.with_loras([use])
     insisted = plain.with_loras([use], allow_mismatch=True)
+    assert (
+        "style_high_noise.safetensors is made for the other expert than the low-noise expert"
+        in caplog.messages
+    )
     assert (latents(insisted) - latents(plain)).abs().max() > 1e-3
 
 
@@ -153,6 +159,7 @@ def test_converting_splits_a_file_for_both_experts(parts, tmp_path, dialect, cap
         "new_high_noise.safetensors",
         "new_low_noise.safetensors",
     ]
+    assert [read_lora(path).metadata["wan_role"] for path in made] == ["high_noise", "low_noise"]
     plain = Pipeline.load(**parts, device="cpu")
     wanted = latents(plain.with_loras([LoraUse(path=both)]))
     got = latents(plain.with_loras([LoraUse(path=path) for path in made]))
@@ -168,3 +175,27 @@ def test_what_a_dialect_cannot_say_is_not_lost(tmp_path, capsys):
     assert main(["convert", str(path), str(tmp_path / "new.safetensors"), "--to", "peft"]) == 2
     assert "1 changes that peft would lose" in capsys.readouterr().err
     assert not (tmp_path / "new.safetensors").exists()
+
+
+def test_settings_are_checked_before_a_lora_is_read(parts, tmp_path, capsys):
+    files = [text for part, file in parts.items() for text in (f"--{part}", str(file))]
+    broken = tmp_path / "broken_high_noise.safetensors"
+    save_file({f"diffusion_model.{TARGET}.diff": torch.full((128, 128), torch.nan)}, broken)
+    arguments = ["generate", "--out", str(tmp_path / "out.mp4"), *files, "--lora", str(broken)]
+    assert main([*arguments, "--prompt", ""]) == 2
+    assert "the prompt is empty" in capsys.readouterr().err
+    assert main([*arguments, "--prompt", "a"]) == 2
+    assert "NaN" in capsys.readouterr().err
+
+
+def test_a_tokenizer_can_be_given(parts, tmp_path):
+    state = load_file(parts["text"])
+    spiece = tmp_path / "elsewhere" / "pieces"
+    spiece.parent.mkdir()
+    spiece.write_bytes(state.pop("spiece_model").numpy().tobytes())
+    save_file(state, tmp_path / "bare.safetensors")
+    bare = {**parts, "text": tmp_path / "bare.safetensors"}
+    with pytest.raises(ValueError, match="holds no tokenizer"):
+        Pipeline.load(**bare, device="cpu")
+    got = Pipeline.load(**bare, device="cpu", tokenizer=spiece)
+    assert torch.equal(latents(got), latents(Pipeline.load(**parts, device="cpu")))

@@ -61,6 +61,7 @@ class Checkpoint:
         quants: layer (official key without ``.weight``) -> how its weight is packed.
         scales: ``<layer>.weight_scale`` (and ``<layer>.input_scale``) -> where the scale lies.
         metadata: of the headers, and ``boundary_ratio`` of the diffusers repository around it.
+        tokenizer: a ``spiece.model`` for a text encoder; None: the one in the file or beside it.
     """
 
     path: Path
@@ -71,6 +72,7 @@ class Checkpoint:
     quants: Mapping[str, Quant]
     scales: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    tokenizer: Path | None = None
 
     @property
     def where(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -133,37 +134,38 @@ def load_text_encoder(
     ops: Ops = TorchOps,
     tokenizer: str | Path | None = None,
 ) -> tuple[UMT5Encoder, Tokenizer]:
-    """The umT5 encoder on the CPU in eval mode, and its tokenizer, see :func:`find_tokenizer`."""
-    checkpoint = open_checkpoint(path, "text_encoder")
-    found = find_tokenizer(checkpoint, tokenizer)
+    """The umT5 encoder on the CPU in eval mode, and its tokenizer: ``tokenizer`` or its own."""
+    checkpoint = give_tokenizer(open_checkpoint(path, "text_encoder"), tokenizer)
+    found = find_tokenizer(checkpoint)
     config = detect_text_config(checkpoint)
     encoder = UMT5Encoder(config, ops=ops, device=torch.device("meta"), dtype=dtype)
     fill(encoder, checkpoint, dtype)
     return encoder, found
 
 
-def find_tokenizer(checkpoint: Checkpoint, given: str | Path | None = None) -> Tokenizer:
+def give_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None) -> Checkpoint:
+    """The text encoder with a ``spiece.model`` instead of its own; None changes nothing."""
+    return checkpoint if tokenizer is None else replace(checkpoint, tokenizer=Path(tokenizer))
+
+
+def find_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """The tokenizer of a text encoder, see :func:`find_pieces`."""
-    pieces = find_pieces(checkpoint, given)
+    pieces = find_pieces(checkpoint)
     try:
         return Tokenizer(pieces)
     except ValueError as error:
         raise ValueError(f"{checkpoint.where}: {error}") from error
 
 
-def find_pieces(checkpoint: Checkpoint, given: str | Path | None = None) -> bytes:
-    """The sentencepiece model of a text encoder.
-
-    Args:
-        checkpoint: the text encoder.
-        given: a ``spiece.model`` to use; None looks inside the file, then beside it.
+def find_pieces(checkpoint: Checkpoint) -> bytes:
+    """The sentencepiece model of a text encoder: the one it was given, inside its file, or beside it.
 
     Raises:
-        OSError: ``given`` cannot be read.
+        OSError: the given one cannot be read.
         ValueError: there is none.
     """
-    if given is not None:
-        return read_small(Path(given))
+    if checkpoint.tokenizer is not None:
+        return read_small(checkpoint.tokenizer)
     if SPIECE_KEY in checkpoint.tensors:
         return _pieces_inside(checkpoint)
     if checkpoint.container == "gguf" and (pieces := read_tokenizer(checkpoint.path)):

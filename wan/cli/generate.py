@@ -43,6 +43,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     for part, name in PARTS.items():
         weights.add_argument(f"--{part}", type=Path, help=f"{name}: file or official folder")
     weights.add_argument("--device", help="torch device; default: cuda if there is one")
+    weights.add_argument("--tokenizer", type=Path, help="spiece.model, where the encoder has none")
     for option, expert in _LORAS.items():
         weights.add_argument(
             option, action="append", default=[], metavar="FILE[:STRENGTH]",
@@ -80,6 +81,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     request = read_request(given, pipeline.defaults)
     plan = pipeline.plan(request)
     outputs = check_outputs([given.out, given.contact_sheet, given.save_latents])
+    pipeline = with_loras(pipeline, given)
     settings = request.sampling
     metadata = describe(request, pipeline)
     clip = Clip(
@@ -106,14 +108,19 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
         missing = " and ".join(f"--{part}" for part in PARTS if part not in named)
         raise ValueError(f"without {missing}: name all four files, or their folder by --models")
     parts = named if len(named) == len(PARTS) else find_parts(given.models or BUNDLED, named)
-    pipeline = Pipeline.load(
+    return Pipeline.load(
         high=parts["high"],
         low=parts["low"],
         vae=parts["vae"],
         text=parts["text"],
         device=torch_device(given.device),
+        tokenizer=given.tokenizer,
         allow_mismatch=given.allow_mismatch,
     )
+
+
+def with_loras(pipeline: Pipeline, given: argparse.Namespace) -> Pipeline:
+    """The system with the LoRAs the arguments name; reads their tensors."""
     uses = [
         *_lora_uses(given.lora, None),
         *_lora_uses(given.lora_high, "high"),

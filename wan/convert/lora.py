@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..files import shown
 from ..files.write import Entry, write_safetensors
-from ..keys.roles import role_of
 from ..lora import ANY, LoraFile, read_lora, rename
 from ..video import whole_file
 
@@ -33,6 +32,7 @@ def convert_lora(
     file = read_lora(source)
     both = len(file.sections) > 1
     written: dict[Path, dict[str, Tensor]] = {}
+    roles: dict[Path, str | None] = {}
     for name, section in file.sections.items():
         role = file.role if name == ANY else name
         renamed = rename(section, dialect, role)
@@ -43,7 +43,9 @@ def convert_lora(
                 f"{reason}); choose another dialect"
             )
         own = out.with_name(f"{out.stem}_{name}{out.suffix}")
-        target = own if both and dialect != "diffusers" else out
+        apart = both and dialect != "diffusers"  # its keys alone say which expert they are for
+        target = own if apart else out
+        roles[target] = name if apart else file.role
         written.setdefault(target, {}).update(renamed.tensors)
     for path in written:
         if path.exists():
@@ -56,7 +58,7 @@ def convert_lora(
             for name, tensor in tensors.items()
         }
         with whole_file(path) as part:
-            write_safetensors(part, entries, _lora_metadata(file, path, both=both))
+            write_safetensors(part, entries, _lora_metadata(file, roles[path]))
     return list(written)
 
 
@@ -64,8 +66,7 @@ def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _lora_metadata(file: LoraFile, path: Path, *, both: bool) -> dict[str, str]:
+def _lora_metadata(file: LoraFile, role: str | None) -> dict[str, str]:
     """What a renamed LoRA must still say of itself: training facts, and which expert it is for."""
     kept = {k: v for k, v in file.metadata.items() if k.startswith(("ss_", "modelspec.", "wan_"))}
-    role = role_of(path.stem) if both else file.role
     return kept | ({"wan_role": role} if role else {})

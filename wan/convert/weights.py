@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import SPIECE_FILE, SPIECE_KEY, Checkpoint, check_complete, find_pieces, identify
-from ..files import shown
+from ..files import SUFFIXES, shown
 from ..files.write import Entry, write_safetensors
 from ..keys import text as text_keys
 from ..keys import transformer as transformer_keys
@@ -66,6 +66,8 @@ def convert(
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
+    pickled = layout == "official" and checkpoint.kind != "transformer"
+    _check_name(out, single=layout == "single", pickled=pickled)
     check_complete(checkpoint)
     plain = {key: info for key, info in checkpoint.tensors.items() if info.dtype in _STORED}
     if dtype is None and len(plain) + (SPIECE_KEY in checkpoint.tensors) < len(checkpoint.tensors):
@@ -79,7 +81,6 @@ def convert(
         metadata=_metadata(checkpoint),
         pieces=pieces,
     )
-    pickled = layout == "official" and checkpoint.kind != "transformer"
     spiece = _beside(out)
     other = pickled and pieces and spiece.exists() and spiece.read_bytes() != pieces
     if out.exists() or other:
@@ -91,6 +92,14 @@ def convert(
         return _write_pth(target)
     config = component_config(checkpoint, layout)
     return _write_folder(target, _SHARD_STEM[checkpoint.kind], config, shard_bytes)
+
+
+def _check_name(out: Path, *, single: bool, pickled: bool) -> None:
+    """Other programs go by the ending of a name, so it must not lie."""
+    own = (".safetensors", ".sft") if single else (".pth", ".pt") if pickled else ()
+    if out.suffix in SUFFIXES and out.suffix not in own:
+        made = f"a {own[0]} file" if own else "a folder"
+        raise ValueError(f"{shown(out)} would be {made}; give it another ending")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,8 +134,14 @@ def _tensor(
     layer = key.removesuffix(".weight")
     quant = checkpoint.quants.get(layer)
     if quant is None:
-        return state[key].to(dtype)
-    return dequantise(state[key], state.get(f"{layer}.weight_scale"), quant, dtype)
+        weight = state[key].to(dtype)
+    else:
+        weight = dequantise(state[key], state.get(f"{layer}.weight_scale"), quant, dtype)
+    if dtype is torch.float16 and not bool(torch.isfinite(weight).all()):
+        raise ValueError(
+            f"{shown(checkpoint.path)}: {key} does not fit into float16 or is not finite; use bfloat16"
+        )
+    return weight
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
