@@ -28,7 +28,7 @@ from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
 from . import compat
 from .mapped import settle
-from .patches import patch_at_use
+from .patches import changed_at_use, patch_at_use
 from .quant import META, count_parameters, has_packed_layers, load_weights
 
 log = logging.getLogger(__name__)
@@ -178,13 +178,18 @@ class HostModel(comfy.model_base.WAN21):
         return found
 
     def state_dict_for_saving(self, *given: Any, **options: Any) -> dict[str, Tensor]:
-        """As every model's; packed weights are refused, because no file of ours would say how."""
+        """As every model's; packed weights are refused, because no file of ours would say how.
+
+        ComfyUI saves the weights it patched itself; those changed at use are changed here.
+        """
         if has_packed_layers(self.diffusion_model):
             raise ValueError(
                 "this MODEL has packed weights (GGUF, int8 or fp8 per channel), which cannot be "
                 "saved; load the fp16, bf16 or scaled fp8 file to save a model"
             )
-        return super().state_dict_for_saving(*given, **options)
+        saved = super().state_dict_for_saving(*given, **options)
+        changed = changed_at_use(self.diffusion_model)
+        return {**saved, **self.model_config.process_unet_state_dict_for_saving(changed)}
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
         """Bytes of activations for latents ``(B, C, T, h, w)``, see :func:`activation_bytes`.

@@ -17,7 +17,7 @@ import torch
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor, nn
 
-from ...wan.ops import Patch, set_patches
+from ...wan.ops import Patch, has_patches, patched, set_patches
 from ...wan.quant.layers import PackedLayer
 
 KEY = "wan_experts"
@@ -53,6 +53,16 @@ def passed_over(model: nn.Module) -> Iterator[tuple[nn.Module, str, str]]:
             names = [name for name, _ in module.named_parameters(recurse=False)]
         for name in names:
             yield module, name, f"{path}.{name}"
+
+
+def changed_at_use(network: nn.Module) -> dict[str, Tensor]:
+    """Key -> patched value, in the stored dtype, of each parameter of a loaded network that is patched at use."""
+    return {
+        key: patched(module, name, weight, weight.dtype).detach()
+        for module, name, key in passed_over(network)
+        if has_patches(module, name)
+        for weight in (getattr(module, name),)
+    }
 
 
 def _functions(patcher: Any, key: str, copy: bool) -> tuple[Patch, ...]:
