@@ -91,7 +91,21 @@ def headers(
         ("Wan2_1-T2V-14B_CausVid_fp16.safetensors", None, "", "Wan2.1", True),
         # one file of an official folder
         ("high_noise_model/diffusion_pytorch_model.safetensors", HIGH, "folder", "Wan2.2", False),
+        # a number or a version after the word
+        ("Wan2_2-T2V-A14B_LOW_4steps.safetensors", LOW, "name", "Wan2.2", True),
+        ("Wan2_2-T2V-A14B-HIGH-4steps-Q8_0.gguf", HIGH, "name", "Wan2.2", True),
+        ("wan2.2_high_4step_fp8.safetensors", HIGH, "name", "Wan2.2", True),
+        ("wan2.2_high_lighting_v2.0.safetensors", HIGH, "name", "Wan2.2", False),
+        ("wan22_t2v_HIGH_Q5_K_M.gguf", HIGH, "name", "Wan2.2", False),
+        ("wan22_t2v_LOW_rank_64.safetensors", LOW, "name", "Wan2.2", False),
+        ("wan22_T2VHigh14B.safetensors", HIGH, "name", "Wan2.2", False),
+        ("wan22_hinoise.safetensors", HIGH, "name", "Wan2.2", False),
+        ("wan22_lonoise_fp8.safetensors", LOW, "name", "Wan2.2", False),
         # names that speak of something else
+        ("wan2.2_t2v_low_cfg.safetensors", None, "", "Wan2.2", False),
+        ("wan2.2_t2v_LOW_STEPS.safetensors", None, "", "Wan2.2", False),
+        ("wan2.2_low_lighting.safetensors", None, "", "Wan2.2", False),
+        ("wan2.2_hi_res.safetensors", None, "", "Wan2.2", False),
         ("low_vram/wan2.2_t2v_14B.safetensors", None, "", "Wan2.2", False),
         ("wan2.2_t2v_14B_low_vram.safetensors", None, "", "Wan2.2", False),
         ("wan2.2_t2v_14B_high_quality.safetensors", None, "", "Wan2.2", False),
@@ -303,6 +317,7 @@ def pair(files):
     ("high", "low", "metadata"),
     [
         ("a_low_noise.safetensors", "a_high_noise.safetensors", {}),
+        ("A14B-LOW-4steps.safetensors", "A14B-HIGH-4steps.safetensors", {}),
         ("low_noise_model/x.safetensors", "high_noise_model/x.safetensors", {}),
         ("a.safetensors", "b.safetensors", {"high": {"wan_role": LOW}, "low": {"wan_role": HIGH}}),
         # the header knows better than the name

@@ -48,6 +48,11 @@ NAMES = {
     "l_system_fractals.safetensors": None,
     "Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors": None,
     "style.safetensors": None,
+    "wan22_t2v_HIGH_Q5_K_M.gguf": HIGH,
+    "Instagirlv2.0_hinoise.safetensors": HIGH,
+    "Instagirlv2.0_lonoise.safetensors": LOW,
+    "style_HIGH-4steps.safetensors": HIGH,
+    "hi_res.safetensors": None,
 }
 
 

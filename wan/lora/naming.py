@@ -10,26 +10,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
-from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 from ..files import SUFFIXES
-from ..keys.roles import HIGH, LOW, ROLES, release_of
+from ..keys.roles import HIGH, LETTERS, LOW, ROLES, Word, lora_role_of, release_of, words
 
 HIGH_FROM, LOW_TO = 800, 925
 """Timesteps around the experts' boundary (875, for image-to-video 900) that training ranges stop at."""
-_SWAP = {"high": "low", "highnoise": "lownoise", "hn": "ln", "h": "l"}
+_SWAP = {"high": "low", "highnoise": "lownoise", "hinoise": "lonoise", "hn": "ln", "h": "l"}
 _SWAP |= {low: high for high, low in _SWAP.items()}
-_LETTERS = ("H", "L", "HN", "LN")
-_TECHNICAL = frozenset((
-    "lora", "lokr", "loha", "locon", "dora", "adapter", "model", "models", "expert", "rank", "dim",
-    "alpha", "step", "steps", "epoch", "epochs", "ep", "lightning", "lightxv", "moe", "distill",
-    "distilled", "seko", "comfy", "comfyui", "kijai", "diffusers", "peft", "wan", "final", "last",
-    "merged", "pruned", "resized", "extracted", "ckpt", "checkpoint", "fp", "bf", "emfn", "e", "s",
-    "v", "k", "b", "r", "ab", "tv", "iv", "tiv", "and", "high", "low",
-))  # fmt: skip
-"""Words that speak of the file, after their digits are taken off: ``v2``, ``rank64``, ``14b``, ``t2v``."""
 _VARYING = re.compile(
     r"(?<![a-z0-9])(rank ?\d+|r\d+|dim ?\d+|fp\d+|bf\d+|e\dm\d\w*|e\d+|ep\d+|epoch ?\d+|0\d\d+|noise|model)"
     r"(?![a-z0-9])"
@@ -66,22 +55,7 @@ def _trained_on(timesteps: str) -> str | None:
 
 def role_in(name: str) -> str | None:
     """The expert that a LoRA's or folder's name speaks of, or None; both is None too."""
-    words = list(_words(_bare(name)))
-    by_weight: tuple[set[str], set[str], set[str]] = (set(), set(), set())
-    for word, after in zip_longest(words, words[1:]):
-        if not _speaks_of_noise(word):
-            continue
-        text = word.text.lower()
-        role = HIGH if text.startswith("h") else LOW
-        if text.endswith("noise") or (after and after.text.lower() == "noise"):
-            by_weight[0].add(role)
-        elif text in ("high", "low"):
-            if _is_technical(after) or (word.text.isupper() and after and not after.text.isupper()):
-                by_weight[1].add(role)
-        elif _is_technical(after):
-            by_weight[2].add(role)
-    told = next((roles for roles in by_weight if roles), set())
-    return next(iter(told)) if len(told) == 1 else None
+    return lora_role_of(_bare(name))
 
 
 def lora_base(path: Path, metadata: Mapping[str, str]) -> str | None:
@@ -94,35 +68,13 @@ def lora_base(path: Path, metadata: Mapping[str, str]) -> str | None:
     return "Wan2.2" if "Wan2.2" in map(release_of, versions) else None
 
 
-class _Word(NamedTuple):
-    start: int
-    end: int
-    text: str
-
-
 def _bare(name: str) -> str:
     return next((name[: -len(end)] for end in SUFFIXES if name.lower().endswith(end)), name)
 
 
-def _words(name: str) -> Iterator[_Word]:
-    """Words of a name in their places; a capital after small letters begins a new one."""
-    inner = [
-        match.start() for match in re.finditer(r"(?<=[a-z])(?=[A-Z])|(?<=\d)(?=[A-Z][a-z])", name)
-    ]
-    for match in re.finditer(r"[A-Za-z0-9]+", name):
-        cuts = [match.start(), *(cut for cut in inner if match.start() < cut < match.end())]
-        for start, end in zip(cuts, [*cuts[1:], match.end()], strict=True):
-            yield _Word(start, end, name[start:end])
-
-
-def _speaks_of_noise(word: _Word) -> bool:
+def _speaks_of_noise(word: Word) -> bool:
     """Whether the word may stand for an expert: high, low, HN, LN, H or L."""
-    return word.text in _LETTERS if len(word.text) < 3 else word.text.lower() in _SWAP
-
-
-def _is_technical(word: _Word | None) -> bool:
-    bare = re.sub(r"\d", "", word.text.lower()) if word else ""
-    return not bare or bare in _TECHNICAL
+    return word.text in LETTERS if len(word.text) < 3 else word.text.lower() in _SWAP
 
 
 def find_partner(path: Path, candidates: Iterable[Path]) -> Path | None:
@@ -167,13 +119,13 @@ def _exchanged(path: Path) -> Iterator[Path]:
 
 def _swapped(name: str) -> set[str]:
     """The name with each word for an expert exchanged, one at a time and all at once."""
-    words = [word for word in _words(name) if _speaks_of_noise(word)]
+    spoken = [word for word in words(name) if _speaks_of_noise(word)]
     everything, singles = name, set()
-    for word in reversed(words):
+    for word in reversed(spoken):
         other = _cased(_SWAP[word.text.lower()], word.text)
         singles.add(name[: word.start] + other + name[word.end :])
         everything = everything[: word.start] + other + everything[word.end :]
-    return singles | ({everything} if words else set())
+    return singles | ({everything} if spoken else set())
 
 
 def _cased(word: str, like: str) -> str:
@@ -193,8 +145,8 @@ def _likeness(path: Path, other: Path) -> float:
 
 def _content(path: Path) -> list[str]:
     name = re.sub(r"(?i)wan[ _.-]?2[._-]?([12])(?!\d)", r"wan2\1", _bare(path.name))
-    words = [word.text.lower() for word in _words(name) if not _speaks_of_noise(word)]
-    return re.findall(r"[a-z0-9]+", _VARYING.sub(" ", " ".join(words)))
+    kept = [word.text.lower() for word in words(name) if not _speaks_of_noise(word)]
+    return re.findall(r"[a-z0-9]+", _VARYING.sub(" ", " ".join(kept)))
 
 
 def _has_digit(word: str) -> bool:
