@@ -97,7 +97,7 @@ def convert(
 def _check_name(out: Path, *, single: bool, pickled: bool) -> None:
     """Other programs go by the ending of a name, so it must not lie."""
     own = (".safetensors", ".sft") if single else (".pth", ".pt") if pickled else ()
-    if out.suffix in SUFFIXES and out.suffix not in own:
+    if out.suffix in SUFFIXES and out.suffix not in own and not out.exists():
         made = f"a {own[0]} file" if own else "a folder"
         raise ValueError(f"{shown(out)} would be {made}; give it another ending")
 
