@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..wan.files import shown
 from ..wan.keys.roles import HIGH, LOW
-from ..wan.lora import Resolved, coverage, relative_norm, scaling
+from ..wan.lora import Resolved, coverage, scaling
 from .checks import ALLOW_MISMATCH, check_limits, problem, widget
 from .host import compat, files, lora
 from .host.lora_files import AUTO, EXPERTS, NONE, Choice, choose
@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 CATEGORY = "WanExperts/loaders"
 ENOUGH = 0.5
 """Share of a file's modules below which it probably is for something else."""
+ROUNDED = "stored in fp8: ComfyUI rounds the patched weights back to it, by about 1 to 4 %"
 INPUTS = {HIGH: "model_high_noise", LOW: "model_low_noise"}
 
 
@@ -156,9 +157,14 @@ def _judge(choice: Choice, expert: str, resolved: Resolved, strict: bool) -> str
 def _account(
     model: Any, choice: Choice, role: str, resolved: Resolved, strength: float
 ) -> list[str]:
-    norm = relative_norm(resolved, lambda name: lora.weight_of(model, name))
-    return [
+    lines = [
         f"{EXPERTS[role]}: {shown(choice.name)}, strength {strength:g}",
         f"  {coverage(resolved)}",
-        f"  {scaling(resolved)}, at strength 1 {norm}",
     ]
+    if not strength:
+        return [*lines, f"  {scaling(resolved)}"]
+    size = lora.size_on(model, choice.section, resolved)
+    lines.append(f"  {scaling(resolved)}, at strength 1 {size}")
+    if lora.is_rounded(model, resolved):
+        lines.append(f"  {ROUNDED}")
+    return lines

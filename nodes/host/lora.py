@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_management as mm
 import comfy.model_patcher
@@ -10,15 +13,25 @@ import torch
 from comfy.weight_adapter import WeightAdapterBase
 from torch import Tensor, nn
 
-from ...wan.lora import Delta, Resolved, Section, resolve
-from ...wan.quant.layers import PackedLayer
+from ...wan.files import shown
+from ...wan.lora import Delta, Resolved, Section, relative_norm, resolve
+from ...wan.quant.layers import PackedLayer, layer_shape
+from . import files
 from .model import HostModel
 from .patches import passed_over
 
 PREFIX = "diffusion_model."
 SCALES = ("weight_scale", "scale_weight", "input_scale", "scale_input", "comfy_quant")
 """What layers for packed weights keep beside them."""
+KEPT = 16
+"""Sizes that are remembered of each model."""
+FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 LANDMARK = "blocks.0.self_attn.q.weight"
+
+
+log = logging.getLogger(__name__)
+
+_sizes: WeakKeyDictionary[nn.Module, dict[tuple[str, ...], str]] = WeakKeyDictionary()
 
 
 class DeltaPatch(WeightAdapterBase):
@@ -80,19 +93,75 @@ def weight_of(patcher: Any, name: str) -> Tensor:
     return wide if convert is None else convert(wide, inplace=True)
 
 
+def size_on(patcher: Any, section: Section, resolved: Resolved) -> str:
+    """:func:`relative_norm` of a LoRA in words; weights are read only if the file or the model is new.
+
+    Weights that another pack keeps packed, in ways of its own, are left out.
+    """
+    known = _sizes.setdefault(patcher.model, {})
+    key = (files.stamp(section.path), *section.tensors)
+    if key not in known:
+        while len(known) >= KEPT:
+            del known[next(iter(known))]
+        known[key] = _measure(patcher, section, resolved)
+    return known[key]
+
+
+def _measure(patcher: Any, section: Section, resolved: Resolved) -> str:
+    shapes = _parameters(patcher)
+    plain = {
+        name: delta
+        for name, delta in resolved.deltas.items()
+        if _is_readable(patcher, name, shapes[name])
+    }
+    if not plain:
+        return "not measured, because the weights are packed by another pack"
+    log.info("measuring %s on a model", shown(section.path.name))
+    return str(
+        relative_norm(replace(resolved, deltas=plain), lambda name: weight_of(patcher, name))
+    )
+
+
+def _is_readable(patcher: Any, name: str, shape: tuple[int, ...]) -> bool:
+    weight, _, convert = comfy.model_patcher.get_key_weight(patcher.model, f"{PREFIX}{name}")
+    # Not ``.shape``, which a packed tensor of another pack may answer with the unpacked one.
+    whole = weight.is_floating_point() and tuple(weight.size()) == shape
+    return whole or convert is not None
+
+
+def is_rounded(patcher: Any, resolved: Resolved) -> bool:
+    """Whether ComfyUI writes some of the weights that a LoRA changes back into fp8.
+
+    Read and tested in 0.3.64 and 0.12.1: it does for all that it keeps resident.
+    """
+    network = patcher.model.diffusion_model
+    for name in resolved.deltas:
+        path, _, leaf = name.rpartition(".")
+        module = network.get_submodule(path)
+        weight = getattr(module, leaf)
+        stored = getattr(weight, "_qdata", weight).dtype
+        if not isinstance(module, PackedLayer) and stored in FP8:
+            return True
+    return False
+
+
 def _parameters(patcher: Any) -> dict[str, tuple[int, ...]]:
-    """Official names of a MODEL's parameters and their shapes, unpacked."""
+    """Official names of a MODEL's parameters and their shapes, unpacked.
+
+    Layers say their shape themselves: what a pack for packed weights has in its state dict, or even
+    in its parameters, may be the shape of the bytes.
+    """
     network = getattr(patcher.model, "diffusion_model", None)
     if network is None:
         return {}
     found = {
-        key: tuple(value.shape)
-        for key, value in network.state_dict().items()
-        if key.rpartition(".")[2] not in SCALES
+        name: tuple(value.shape)
+        for name, value in network.named_parameters()
+        if name.rpartition(".")[2] not in SCALES
     }
-    packed = {
-        f"{path}.weight": module.quant.shape
+    layers = {
+        f"{path}.weight": shape
         for path, module in network.named_modules()
-        if isinstance(module, PackedLayer)
+        if (shape := layer_shape(module)) and getattr(module, "weight", None) is not None
     }
-    return {**found, **packed}
+    return {**found, **layers}

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 
+import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import torch
 
 
@@ -127,6 +129,72 @@ class WanProbeStorage:
         return ("\n".join(lines),)
 
 
+class BytesTensor(torch.Tensor):
+    """float32 numbers as bytes, which tells the shape of the numbers, as packs for GGUF do."""
+
+    numbers_shape = None
+
+    @property
+    def shape(self):
+        return self.numbers_shape
+
+    def detach(self):
+        return self
+
+
+class BytesLinear(torch.nn.Module):
+    """A linear layer of such a pack: its state dict tells the shape of the bytes."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        data = layer.weight.detach().float().contiguous().view(torch.uint8)
+        weight = data.as_subclass(BytesTensor)
+        weight.numbers_shape = layer.weight.shape
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+        self.bias, self.patches, self.key = layer.bias, (), None
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        size = self.weight.size()
+        destination[f"{prefix}weight"] = torch.empty(size, dtype=torch.uint8, device="meta")
+        destination[f"{prefix}bias"] = self.bias
+
+    def forward(self, x):
+        weight = self.weight.as_subclass(torch.Tensor).clone().view(torch.float32)
+        weight = comfy.lora.calculate_weight(self.patches, weight, self.key)
+        return torch.nn.functional.linear(x, weight.to(x.dtype), self.bias.to(x.dtype))
+
+
+class BytesPatcher(comfy.model_patcher.ModelPatcher):
+    """Its patcher: patches act when the weight is unpacked."""
+
+    def patch_weight_to_device(self, key, *args, **options):
+        layer = self.model.get_submodule(key.rpartition(".")[0])
+        if not isinstance(layer, BytesLinear) or not key.endswith(".weight"):
+            return super().patch_weight_to_device(key, *args, **options)
+        layer.key, layer.patches = key, self.patches.get(key, ())
+        return None
+
+
+class WanProbeBytes:
+    """A MODEL of another pack: every matrix of the blocks is packed."""
+
+    RETURN_TYPES = ("MODEL",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        network = model.model.diffusion_model
+        for path, module in list(network.named_modules()):
+            if path.startswith("blocks.") and hasattr(module, "in_features"):
+                network.set_submodule(path, BytesLinear(module))
+        return (BytesPatcher(model.model, model.load_device, model.offload_device),)
+
+
 class WanProbeText:
     """A CONDITIONING's tensor as samples."""
 
@@ -143,6 +211,7 @@ class WanProbeText:
 
 
 NODE_CLASS_MAPPINGS = {
+    "WanProbeBytes": WanProbeBytes,
     "WanProbeForward": WanProbeForward,
     "WanProbePinned": WanProbePinned,
     "WanProbeStorage": WanProbeStorage,

@@ -152,6 +152,46 @@ def test_loras_are_stacked_by_chaining(host, models, core):
     assert relative(got, library_forward(models, 0, change(1, 0.7), change(2, -0.5))) < 1e-4
 
 
+def bytes_models() -> Graph:
+    graph = core_models()
+    for slot in range(2):
+        graph[f"bytes {slot}"] = node("WanProbeBytes", model=(str(slot), 0))
+    return graph
+
+
+BYTES_INPUTS = {"model_high_noise": ("bytes 0", 0), "model_low_noise": ("bytes 1", 0)}
+
+
+def test_models_whose_weights_another_pack_keeps_packed(host, models):
+    """Such as ComfyUI-GGUF: nothing is left out for the shape of the bytes."""
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    graph = bytes_models()
+    graph[LORA] = lora_node(loras.HIGH, loras.LOW, strict=True, **BYTES_INPUTS)
+    (got,) = forwards(host, graph, ((LORA, 0), MANAGED))
+    assert relative(got, library_forward(models, 0, change(1))) < 1e-4  # measured: 2.4e-6
+    lines = report(host, graph).splitlines()
+    assert lines[1] == "  5 of 5 modules"
+    assert "(1 of 1 measured)" in lines[2]  # head.head; the others are packed
+    host.post("/free", {"unload_models": True, "free_memory": True})
+
+
+def test_weights_are_measured_once_for_a_file_and_a_model(host):
+    host.post("/free", {"unload_models": True, "free_memory": True})
+
+    def measured(lora_low: str = loras.LOW, **inputs: object) -> int:
+        before = len(host.log.read_text())
+        graph = our_models()
+        graph[LORA] = lora_node(loras.HIGH, lora_low, **inputs)
+        report(host, graph)
+        return host.log.read_text()[before:].count("measuring ")
+
+    assert measured(strength_high_noise=0.0, strength_low_noise=0.0) == 0
+    assert measured(strength_high_noise=0.5, strength_low_noise=0.0) == 1
+    assert measured(strength_high_noise=0.5, strength_low_noise=0.4) == 1
+    assert measured(strength_high_noise=0.6, strength_low_noise=0.7) == 0
+    assert measured(strength_high_noise=0.6, lora_low=loras.BOTH) == 1
+
+
 def report(host, graph: Graph) -> str:
     graph["20"] = node("PreviewAny", source=(LORA, 2))
     return host.run(graph)["20"]["text"][0]

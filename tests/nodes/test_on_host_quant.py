@@ -109,22 +109,26 @@ def test_a_lora_on_packed_weights(host, form, share):
     assert torch.equal(after, plain)
 
 
+def our_lora() -> dict[str, object]:
+    return node(
+        "WanExpertsLora",
+        model_high_noise=(LOADER, 0),
+        model_low_noise=(LOADER, 1),
+        lora_high_noise=LORA,
+        lora_low_noise="none",
+        strength_high_noise=0.7,
+        strength_low_noise=1.0,
+        strict=True,
+        allow_mismatch=False,
+    )
+
+
 @pytest.mark.parametrize("form", ["fp8-comfy-quant", "fp8-channel", "int8-channel", "Q8_0", "Q4_K"])
 def test_our_lora_node_is_cores_on_packed_weights(host, form):
     name = files.packed_name(form)
     graph: Graph = {
         LOADER: loader(name),
-        "ours": node(
-            "WanExpertsLora",
-            model_high_noise=(LOADER, 0),
-            model_low_noise=(LOADER, 1),
-            lora_high_noise=LORA,
-            lora_low_noise="none",
-            strength_high_noise=0.7,
-            strength_low_noise=1.0,
-            strict=True,
-            allow_mismatch=False,
-        ),
+        "ours": our_lora(),
         "forward": node("WanProbeForward", model=("ours", 0), share=NONE),
         "save": node("SaveLatent", samples=("forward", 0), filename_prefix="latents/ours"),
     }
@@ -133,6 +137,17 @@ def test_our_lora_node_is_cores_on_packed_weights(host, form):
     # The older version puts patched fp8 back into fp8; the last bit of the numbers decides how.
     limit = 0.01 if is_rounded(host, form, NONE) else SAME
     assert relative(got, wanted) < limit
+
+
+@pytest.mark.parametrize("form", files.FORMS)
+def test_the_report_says_where_comfyui_rounds_to_fp8(host, form):
+    graph: Graph = {
+        LOADER: loader(files.packed_name(form)),
+        "ours": our_lora(),
+        "20": node("PreviewAny", source=("ours", 2)),
+    }
+    told = host.run(graph)["20"]["text"][0]
+    assert ("rounds the patched weights" in told) == (form in HOSTED or form == "fp8-plain")
 
 
 @pytest.mark.parametrize("form", files.FORMS)
