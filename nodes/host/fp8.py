@@ -1,4 +1,8 @@
-"""fp8 weights with one scale in ComfyUI's own layers, whose making and file keys depend on its version."""
+"""fp8 weights with one scale in ComfyUI's own layers, whose making and file keys depend on its version.
+
+Read and tested: 0.3.64 (``SCALED``) and 0.12.1 (``MIXED``). What another version has is told by the
+arguments of its functions; where it has neither, the weights stay in this pack's own packed layers.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +23,9 @@ FP8 = ("float8_e4m3fn", "float8_e5m2")
 _PICKED = inspect.signature(comfy.ops.pick_operations).parameters
 _MIXED = inspect.signature(getattr(comfy.ops, "mixed_precision_ops", lambda: None)).parameters
 SCALED = "scaled_fp8" in _PICKED
-"""Up to 0.3.67: one class of layers for one fp8 format."""
+"""As in 0.3.64: one class of layers for one fp8 format."""
 MIXED = "quant_config" in _MIXED
-"""0.8 and later: layers that are told by the state dict what they hold. Those between have neither."""
+"""As in 0.12.1: layers that are told by the state dict what they hold."""
 
 
 def suits(layer: nn.Module, quant: Quant) -> bool:
