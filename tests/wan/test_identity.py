@@ -101,6 +101,15 @@ def headers(
         ("wan22_T2VHigh14B.safetensors", HIGH, "name", "Wan2.2", False),
         ("wan22_hinoise.safetensors", HIGH, "name", "Wan2.2", False),
         ("wan22_lonoise_fp8.safetensors", LOW, "name", "Wan2.2", False),
+        # any other folder that names an expert
+        ("HighNoise/model.safetensors", HIGH, "folder", "Wan2.2", False),
+        ("high/model.safetensors", HIGH, "folder", "Wan2.2", False),
+        ("low_noise/diffusion_pytorch_model.safetensors", LOW, "folder", "Wan2.2", False),
+        ("low/wan2.2_t2v_high_noise.safetensors", HIGH, "name", "Wan2.2", False),
+        ("low vram/model.safetensors", None, "", None, False),
+        ("LOW_VRAM/model.safetensors", None, "", None, False),
+        ("high fantasy/model.safetensors", None, "", None, False),
+        ("low_rank/model.safetensors", None, "", None, False),
         # names that speak of something else
         ("wan2.2_t2v_low_cfg.safetensors", None, "", "Wan2.2", False),
         ("wan2.2_t2v_LOW_STEPS.safetensors", None, "", "Wan2.2", False),
@@ -320,12 +329,6 @@ def pair(files):
         ("A14B-LOW-4steps.safetensors", "A14B-HIGH-4steps.safetensors", {}),
         ("low_noise_model/x.safetensors", "high_noise_model/x.safetensors", {}),
         ("a.safetensors", "b.safetensors", {"high": {"wan_role": LOW}, "low": {"wan_role": HIGH}}),
-        # the header knows better than the name
-        (
-            "high.safetensors",
-            "low.safetensors",
-            {"high": {"wan_role": LOW}, "low": {"wan_role": HIGH}},
-        ),
     ],
 )
 def test_swapped_experts_are_refused(pair, high, low, metadata):
@@ -334,6 +337,21 @@ def test_swapped_experts_are_refused(pair, high, low, metadata):
         check_pair(*experts)
     assert len(check_pair(*experts, allow_mismatch=True)) == 1
     assert check_pair(*reversed(experts)) == []
+
+
+@pytest.mark.parametrize("header", [HIGH, LOW])
+def test_a_header_against_its_name_is_refused(pair, header):
+    other = {HIGH: LOW, LOW: HIGH}[header]
+    mine, theirs = (role.partition("_")[0] for role in (header, other))
+    files = {header: f"a_{theirs}.safetensors", other: "b.safetensors"}
+    experts = pair(files[HIGH], files[LOW], **{mine: {"wan_role": header}})
+    sentence = f"says {theirs} noise in its name and {mine} noise in its header; give it the name"
+    with pytest.raises(ValueError, match=sentence):
+        check_pair(*experts)
+    assert len(check_pair(*experts, allow_mismatch=True)) == 1
+    swapped = check_pair(*reversed(experts), allow_mismatch=True)
+    assert sentence in swapped[0]
+    assert "other expert by its header" in swapped[1]
 
 
 @pytest.mark.parametrize(

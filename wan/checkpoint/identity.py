@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..config import TransformerConfig
-from ..keys.roles import HIGH, LOW, ROLES, is_distilled, release_of, role_of
+from ..keys.roles import HIGH, LOW, ROLES, is_distilled, lora_role_of, release_of, role_of
 from .layouts import Checkpoint
 from .sizes import detect_transformer_config
 
@@ -79,14 +79,21 @@ def _role(checkpoint: Checkpoint) -> tuple[str | None, str]:
     by_name = role_of(path.name)
     if by_name and not (path.is_dir() and folder):
         return by_name, "name"
+    folder = folder or (None if path.is_dir() else _role_of_folder(path.parent.name))
     return (folder, "folder") if folder else (None, "")
+
+
+def _role_of_folder(name: str) -> str | None:
+    """The expert that any folder's name speaks of; a folder may hold a subject too, so both rules count."""
+    role = role_of(name)
+    return role if role == lora_role_of(name) else None
 
 
 def pair_problems(high: Checkpoint, low: Checkpoint) -> list[str]:
     """Why two files may not be the two experts of one model, most certain first; empty if nothing is."""
     if high.path.resolve() == low.path.resolve():
         return [f"{high.where} was given for both experts; choose the other file for one of them"]
-    found = []
+    found = [problem for given in (high, low) if (problem := _contradiction(given))]
     first, second = identify(high), identify(low)
     if first.role == LOW and second.role == HIGH:
         found.append(
@@ -106,6 +113,17 @@ def pair_problems(high: Checkpoint, low: Checkpoint) -> list[str]:
         )
     found += _mixed(high, low, first, second)
     return found
+
+
+def _contradiction(given: Checkpoint) -> str | None:
+    told, named = given.metadata.get("wan_role"), role_of(given.path.name)
+    if told not in ROLES or named in (None, told):
+        return None
+    header, name = (role.replace("_", " ") for role in (told, named))
+    return (
+        f"{given.name} says {name} in its name and {header} in its header; "
+        "give it the name of what it is, or choose another file"
+    )
 
 
 def _mixed(high: Checkpoint, low: Checkpoint, first: Identity, second: Identity) -> list[str]:
