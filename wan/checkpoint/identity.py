@@ -21,6 +21,8 @@ OFFICIAL_FOLDERS = {"high_noise_model": HIGH, "low_noise_model": LOW}
 DIFFUSERS_FOLDERS = {"transformer": HIGH, "transformer_2": LOW}
 T2V_1_3B_DIM = 1536
 FINGERPRINT = ("head.modulation", "blocks.0.modulation", "blocks.0.self_attn.norm_q.weight")
+FINE = ("F16", "BF16", "F32")
+"""Formats in which experts trained apart differ; fp8 rounds them to the same values."""
 SAME_SHARE = 0.999
 """Share of equal values above which two files hold one expert; two trained experts agree on few."""
 
@@ -140,6 +142,12 @@ def _mixed(high: Checkpoint, low: Checkpoint, first: Identity, second: Identity)
             f"{high.name} is {first.model} and {low.name} {second.model}; "
             "choose two experts of one release"
         )
+    if first.distilled != second.distilled:
+        few, many = (high, low) if first.distilled else (low, high)
+        found.append(
+            f"{few.name} is distilled for few steps by its name and {many.name} is not; "
+            "choose two experts that are both distilled or both not"
+        )
     return found
 
 
@@ -176,16 +184,20 @@ def check_pair(high: Checkpoint, low: Checkpoint, *, allow_mismatch: bool = Fals
 def same_weights(first: Checkpoint, second: Checkpoint) -> bool:
     """Whether two files hold one expert, whatever each is packed as.
 
-    Small tensors that every packing keeps as numbers get compared. Only whole agreement counts: two
-    experts trained apart from one start differ in most.
+    Small tensors that every packing keeps as numbers get compared, where both files store them in 16 bits
+    or more. Only whole agreement counts: two experts trained apart from one start differ in most.
+    False too where nothing is stored that finely: nothing can be told then.
     """
     if detect_transformer_config(first) != detect_transformer_config(second):
         return False
-    keys = [key for key in FINGERPRINT if key in first.tensors and key in second.tensors]
-    packed = {f"{layer}.weight" for each in (first, second) for layer in each.quants}
-    keys = [key for key in keys if key not in packed]
+    keys = [key for key in FINGERPRINT if all(_is_fine(each, key) for each in (first, second))]
     pairs = list(zip(first.read(*keys), second.read(*keys), strict=True))
     return bool(keys) and all(agreement(one, other) >= SAME_SHARE for one, other in pairs)
+
+
+def _is_fine(expert: Checkpoint, key: str) -> bool:
+    packed = key.removesuffix(".weight") in expert.quants
+    return key in expert.tensors and expert.tensors[key].dtype in FINE and not packed
 
 
 def agreement(one: Tensor, other: Tensor) -> float:
