@@ -31,6 +31,7 @@ from .checkpoint import (
     load_transformer,
     load_vae,
     open_checkpoint,
+    place,
 )
 from .config import SamplingConfig
 from .experts import Stage, boundary_at_step, check_boundary, count_high, route
@@ -238,7 +239,7 @@ class Pipeline:
             negative = SamplingConfig().negative_prompt
         log.info("reading %s", self.text.path)
         encoder, tokenizer = load_text_encoder(self.text.path, tokenizer=self.text.tokenizer)
-        encoder.to(self.device)
+        place(encoder, self.device, torch.float32)
         positive, other = (
             encode_prompt(encoder, tokenizer, text, dtype=torch.float32)
             for text in (request.prompt, negative)
@@ -274,7 +275,8 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames of raw latents (1, 16, T, h, w), as they come: (n, H, W, 3) uint8, n = 1, 4, 4, ..."""
         log.info("reading %s", self.vae.path)
-        vae = load_vae(self.vae.path, dtype=torch.float32).to(self.device)
+        vae = load_vae(self.vae.path, dtype=torch.float32)
+        place(vae, self.device, torch.float32)
         for video in vae.decode_stream(latents.to(self.device, torch.float32)):
             yield to_uint8(video[0]).cpu()
 
@@ -313,7 +315,8 @@ class _Expert:
             pipeline = self._pipeline
             path = {"high": pipeline.high, "low": pipeline.low}[part].path
             log.info("reading %s", path)
-            model = load_transformer(path, dtype=pipeline.dtype).to(pipeline.device)
+            model = load_transformer(path, dtype=pipeline.dtype)
+            place(model, pipeline.device, pipeline.dtype)
             apply_loras(model, pipeline.loras[part])
             self._held = part, model
         return self._held[1]

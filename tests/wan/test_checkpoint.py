@@ -19,6 +19,7 @@ from wanexperts.wan.checkpoint import (
     load_transformer,
     load_vae,
     open_checkpoint,
+    place,
 )
 from wanexperts.wan.config import TextConfig, TransformerConfig, VAEConfig
 from wanexperts.wan.text import UMT5Encoder, hf_key
@@ -75,12 +76,42 @@ def test_a_missing_shard_is_named(tmp_path):
         open_checkpoint(folder)
 
 
-def test_only_what_is_not_narrower_is_cast_at_load(tmp_path):
-    state = {key: tensor.bfloat16() for key, tensor in expert_state().items()}
+STORED = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize("stored", STORED, ids=str)
+def test_loading_converts_nothing(tmp_path, stored):
+    state = {key: tensor.to(stored) for key, tensor in expert_state().items()}
     path = write_expert(tmp_path / "expert.safetensors", state)
-    assert load_transformer(path).head.head.weight.dtype == torch.bfloat16
-    assert load_transformer(path, dtype=torch.float32).head.head.weight.dtype == torch.bfloat16
-    assert load_transformer(path, dtype=torch.float16).head.head.weight.dtype == torch.float16
+    for dtype in (None, torch.bfloat16, torch.float32):
+        model = load_transformer(path, dtype=dtype)
+        assert {p.dtype for p in model.parameters()} == {stored}
+        assert model.dtype == (dtype or torch.float32)
+        before = [p.data_ptr() for p in model.parameters()]
+        place(model, torch.device("cpu"), torch.bfloat16)
+        assert [p.data_ptr() for p in model.parameters()] == before
+
+
+@pytest.mark.parametrize(
+    ("stored", "arrives"),
+    [*((stored, torch.bfloat16) for stored in STORED[:3]), (STORED[3], STORED[3])],
+    ids=str,
+)
+def test_another_device_gets_nothing_wider_than_needed(tmp_path, stored, arrives):
+    state = {key: tensor.to(stored) for key, tensor in expert_state().items()}
+    packed = "blocks.0.ffn.0"
+    state[f"{packed}.weight"] = torch.ones(96, 128, dtype=torch.int8)
+    state[f"{packed}.weight_scale"] = torch.ones(96, 1)
+    model = load_transformer(write_expert(tmp_path / "expert.safetensors", state))
+    there = torch.device("meta")
+    place(model, there, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {arrives}
+    assert {t.device for t in [*model.parameters(), *model.buffers()]} == {there}
+    moved = model.state_dict()
+    assert moved.keys() == state.keys()
+    assert moved[f"{packed}.weight"].dtype == torch.int8
+    assert moved[f"{packed}.weight_scale"].dtype == torch.float32
+    assert not any(p.requires_grad for p in model.parameters())
 
 
 def test_vae_file(tmp_path):

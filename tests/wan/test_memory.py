@@ -57,7 +57,7 @@ TEXT = TextConfig(
 BF16 = torch.bfloat16
 
 WATCH = """
-    import json, sys, threading
+    import json, os, sys, threading
     sys.path.insert(0, sys.argv[1])
     from pathlib import Path
     import torch
@@ -122,7 +122,8 @@ CONVERSION = (
     WATCH
     + """
     with Peak():
-        convert(open_checkpoint(sys.argv[2]), Path(sys.argv[3]), layout="diffusers", dtype=torch.bfloat16)
+        out = Path(f"{sys.argv[3]}_{os.getpid()}")
+        convert(open_checkpoint(sys.argv[2]), out, layout="diffusers", dtype=torch.bfloat16)
     print(json.dumps(told))
 """
 )
@@ -132,16 +133,27 @@ def measure(script: str, *paths: Path) -> list[float]:
     """Peaks of anonymous memory of each phase, in bytes, above what the imports hold."""
     command = [sys.executable, "-c", textwrap.dedent(script), str(ROOT), *map(str, paths)]
     # glibc would keep freed buffers of up to 32 MB for later: what it keeps differs from run to run.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    # Each thread of a product has buffers of its own.
+    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {
+        **os.environ, **alone, "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"
+    }  # fmt: skip
+
+    def once() -> list[float]:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=300, check=False, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    # Linux may count pages some time after they were freed, never less than what is held.
+    return [min(peaks) for peaks in zip(once(), once(), strict=True)]
 
 
 FORMS: dict[str, Callable[[Path, State], Written]] = {
     "bf16": lambda path, state: single(path, state, plain(BF16)),
+    "fp16": lambda path, state: single(path, state, plain(torch.float16)),
+    "fp32": lambda path, state: single(path, state, plain(torch.float32)),
     "torch file": lambda path, state: single(path.with_suffix(".pth"), state, plain(BF16)),
     "fp8 scaled": lambda path, state: single(path, state, Scaled(dtype=torch.float8_e4m3fn)),
     "GGUF Q8_0": lambda path, state: gguf_file(

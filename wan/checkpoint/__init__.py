@@ -15,6 +15,7 @@ from .load import (
     load_text_encoder,
     load_transformer,
     load_vae,
+    place,
     weights,
 )
 from .parts import BUNDLED, PARTS, find_parts
@@ -46,6 +47,7 @@ __all__ = [
     "load_transformer",
     "load_vae",
     "open_checkpoint",
+    "place",
     "same_weights",
     "weights",
 ]

@@ -76,31 +76,37 @@ def _is_read(checkpoint: Checkpoint, key: str) -> bool:
     return checkpoint.tensors[key].dtype in FLOATS if quant is None else len(quant.shape) == 2
 
 
-def weights(checkpoint: Checkpoint, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """The tensors a network wants, in the dtype it should hold them in.
-
-    Only what is stored wider than ``dtype``, or as wide in another format, is converted, tensor by
-    tensor. All else stays mapped as it is: layers cast and unpack at use, which is exact.
-    """
+def weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors a network wants, mapped and in the dtype they are stored in: layers cast at use."""
     state = checkpoint.state_dict()
     state.pop(SPIECE_KEY, None)
     # The networks have no place for activation scales: they never multiply in low precision.
-    state = {key: tensor for key, tensor in state.items() if not key.endswith(".input_scale")}
-    kept = {f"{layer}.weight" for layer in checkpoint.quants} | set(checkpoint.scales)
-    for key, tensor in state.items():
-        if dtype is None or key in kept or tensor.dtype == dtype:
-            continue
-        if tensor.dtype.itemsize >= dtype.itemsize:
-            state[key] = tensor.to(dtype)
-    return state
+    return {key: tensor for key, tensor in state.items() if not key.endswith(".input_scale")}
 
 
-def fill(module: nn.Module, checkpoint: Checkpoint, dtype: torch.dtype | None) -> None:
+def fill(module: nn.Module, checkpoint: Checkpoint) -> None:
     """Load mapped tensors into a module built on the meta device; ValueError lists what differs."""
     check_keys(module.state_dict(), checkpoint)
     replace_layers(module, checkpoint.quants)
-    module.load_state_dict(weights(checkpoint, dtype), assign=True)
+    module.load_state_dict(weights(checkpoint), assign=True)
     module.eval().requires_grad_(False)
+
+
+def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Bring a loaded network to the device it runs on; on the CPU its weights stay mapped.
+
+    Tensor by tensor, so that no more than one is ever copied on the CPU. A parameter stored wider
+    than ``dtype``, or as wide in another format, arrives as ``dtype``; packed weights as they are.
+    """
+    if device.type == "cpu":
+        return
+    for part in module.modules():
+        for name, weight in part.named_parameters(recurse=False):
+            narrower = weight.dtype.itemsize < dtype.itemsize
+            moved = weight.detach().to(device, weight.dtype if narrower else dtype)
+            setattr(part, name, nn.Parameter(moved, requires_grad=False))
+        for name, buffer in part.named_buffers(recurse=False):
+            setattr(part, name, buffer.to(device))
 
 
 def load_transformer(
@@ -110,12 +116,12 @@ def load_transformer(
     ops: Ops = TorchOps,
     attention: Attention = sdpa,
 ) -> WanTransformer:
-    """One expert on the CPU in eval mode; weights stay mapped unless stored wider than ``dtype``."""
+    """One expert on the CPU in eval mode, computing in ``dtype``; weights stay mapped as stored."""
     checkpoint = open_checkpoint(path, "transformer")
     config = detect_transformer_config(checkpoint)
     meta = torch.device("meta")
     model = WanTransformer(config, ops=ops, attention=attention, device=meta, dtype=dtype)
-    fill(model, checkpoint, dtype)
+    fill(model, checkpoint)
     return model
 
 
@@ -123,7 +129,7 @@ def load_vae(path: str | Path, *, dtype: torch.dtype | None = None, ops: Ops = T
     """The VAE on the CPU in eval mode."""
     checkpoint = open_checkpoint(path, "vae")
     vae = WanVAE(detect_vae_config(checkpoint), ops=ops, device=torch.device("meta"), dtype=dtype)
-    fill(vae, checkpoint, dtype)
+    fill(vae, checkpoint)
     return vae
 
 
@@ -139,7 +145,7 @@ def load_text_encoder(
     found = find_tokenizer(checkpoint)
     config = detect_text_config(checkpoint)
     encoder = UMT5Encoder(config, ops=ops, device=torch.device("meta"), dtype=dtype)
-    fill(encoder, checkpoint, dtype)
+    fill(encoder, checkpoint)
     return encoder, found
 
 
