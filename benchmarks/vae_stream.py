@@ -6,9 +6,11 @@
 One random VAE of the published sizes (dim 96) is written once per dtype; each way decodes the same
 latents with it, mapped, in a process of its own. Frames become uint8 as they come. One JSON line each:
 
-- ``seconds``: per latent frame, processor time of one thread (other work on the machine does not
-  count), the whole decode over its number of latent frames;
+- ``seconds``: per latent frame, time of the one thread that works (other work on the machine hardly
+  counts), the whole decode over its number of latent frames;
 - ``peak_mb``: peak of memory that no file backs, above what was there before the decode;
+- ``in_use_mb``: the same in a second process whose allocator gives everything freed straight back,
+  so that what it keeps for later is left out;
 - ``convolutions``: for our way, seconds over those of its convolutions alone (same shapes and
   memory order, timed in the same process, each the best of three).
 
@@ -141,9 +143,9 @@ class Convolutions(TorchDispatchMode):
 
 
 def _processor(work: Callable[[], object]) -> float:
-    start = time.process_time()
+    start = time.thread_time()
     work()
-    return time.process_time() - start
+    return time.thread_time() - start
 
 
 def build(way: str, file: Path, checkout: Path | None) -> Decode:
@@ -168,14 +170,14 @@ def measure(given: argparse.Namespace) -> dict[str, object]:
     generator = torch.Generator().manual_seed(1)
     latents = torch.randn(1, 16, count, *given.latent, generator=generator)
     latents = latents.to(getattr(torch, dtype))
-    decode(latents[:, :, :2])  # kernels are chosen on first use
     with Peak() as peak:
+        decode(latents[:, :, :2])  # kernels are chosen on first use
         seconds = _processor(lambda: decode(latents)) / count
     told: dict[str, object] = {
         "way": way, "dtype": dtype, "frames": int(frames),
         "seconds": round(seconds, 3), "peak_mb": round(peak.bytes / MB, 1),
     }  # fmt: skip
-    if way == "ours":
+    if way == "ours" and not given.memory_only:
         with Convolutions() as convolutions:
             decode(latents)
         bare = convolutions.seconds(latents.dtype) / count
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-only", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         print(json.dumps(measure(given)))
@@ -217,7 +220,10 @@ def main() -> None:
 
 def _ways(given: argparse.Namespace, dtype: str) -> list[tuple[str, Path | None, str]]:
     """Name, ComfyUI folder and dtype of the weights of every way."""
-    ways: list[tuple[str, Path | None, str]] = [("ours", None, dtype), ("ours, 4 strips", None, dtype)]
+    ways: list[tuple[str, Path | None, str]] = [
+        ("ours", None, dtype),
+        ("ours, 2 strips", None, dtype),
+    ]
     if dtype == "bfloat16" and "float32" in given.dtypes:
         ways.append(("ours, float32 weights", None, "float32"))
     ways.append(("diffusers", None, dtype))
@@ -226,18 +232,29 @@ def _ways(given: argparse.Namespace, dtype: str) -> list[tuple[str, Path | None,
 
 
 def _run(given: argparse.Namespace, one: list[str], checkout: Path | None) -> dict[str, object]:
+    told = _process(given, one, checkout, {})
+    # Of glibc, in bytes: larger blocks are mapped and unmapped one by one.
+    in_use = _process(given, one, checkout, {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    told["in_use_mb"] = in_use["peak_mb"]
+    if checkout:
+        told["comfyui"] = (checkout / "comfyui_version.py").read_text().split('"')[1]
+    return told
+
+
+def _process(
+    given: argparse.Namespace, one: list[str], checkout: Path | None, malloc: dict[str, str]
+) -> dict[str, object]:
     command = [sys.executable, __file__, "--latent", *map(str, given.latent), "--one", *one]
     command += ["--comfyui", str(checkout)] if checkout else []
+    command += ["--memory-only"] if malloc else []
     # What lets ComfyUI start on a machine without a GPU, see tests/host_env; harmless elsewhere.
     helpers = (ROOT / "tests" / "host_env", ROOT / ".test" / "host-site") if checkout else ()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, helpers))}
+    environment = {**os.environ, **malloc, "PYTHONPATH": os.pathsep.join(map(str, helpers))}
     environment.setdefault("OMP_NUM_THREADS", "1")
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:
         raise RuntimeError(f"{one[0]} failed:\n{done.stderr[-2000:]}")
     told: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
-    if checkout:
-        told["comfyui"] = (checkout / "comfyui_version.py").read_text().split('"')[1]
     return told
 
 
