@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from wanexperts.wan.lora import find_partner, lora_role
+from wanexperts.wan.lora import exact_partner, find_partner, lora_role, spoken_role
 from wanexperts.wan.lora.naming import lora_base
 
 HIGH, LOW = "high_noise", "low_noise"
@@ -180,6 +180,56 @@ def test_partners_find_each_other(one, other):
 def test_no_partner_rather_than_a_wrong_one(name):
     """Another version, another variant, two that fit equally, or nothing of the kind."""
     assert find_partner(Path(name), [Path(other) for other in SHELF]) is None
+
+
+STRANGERS = [
+    ("john_portrait_style_v1_high.safetensors", "mary_portrait_style_v1_low.safetensors"),
+    ("woman_red_dress_high.safetensors", "woman_blue_dress_low.safetensors"),
+    ("aliceA_high.safetensors", "aliceB_low.safetensors"),
+    ("aliceA.safetensors", "aliceB.safetensors"),
+    ("a/high_noise_model.safetensors", "b/low_noise_model.safetensors"),
+    ("high_heels.safetensors", "low_heels.safetensors"),
+    ("low_poly_HIGH.safetensors", "high_poly_HIGH.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), STRANGERS)
+def test_another_subject_is_no_partner(one, other):
+    assert find_partner(Path(one), [Path(other)]) is None
+    assert find_partner(Path(other), [Path(one)]) is None
+
+
+EXACT = [
+    (
+        "wan22-mouthfull-140epoc-high-k3nk.safetensors",
+        "wan22-mouthfull-140epoc-low-k3nk.safetensors",
+    ),
+    ("Instagirlv2.0_hinoise.safetensors", "Instagirlv2.0_lonoise.safetensors"),
+    ("Instagirlv2.0_hinoise.safetensors", "Instagirlv2.0_lownoise.safetensors"),
+    ("HIGH_style.safetensors", "style_LOW.safetensors"),
+]
+NEAR = [
+    ("style_high_rank128_fp16.safetensors", "style_low_rank64_bf16.safetensors"),
+    ("style_140epoc_high.safetensors", "style_90epoc_low.safetensors"),
+    ("style_high_20250928.safetensors", "style_low_20251001.safetensors"),
+    ("style_high_s2000.safetensors", "style_low_s1500.safetensors"),
+    ("high/style_r64.safetensors", "low/style_r32.safetensors"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), EXACT + NEAR)
+def test_exact_and_near_partners(one, other):
+    for mine, theirs, role in ((Path(one), Path(other), HIGH), (Path(other), Path(one), LOW)):
+        assert find_partner(mine, [mine, theirs]) == theirs
+        assert exact_partner(mine, [mine, theirs]) == (theirs if (one, other) in EXACT else None)
+        assert spoken_role(mine) == role
+
+
+def test_the_same_spelling_comes_first():
+    shelf = [Path(f"a_{word}.safetensors") for word in ("hinoise", "lonoise", "lownoise")]
+    assert find_partner(shelf[0], shelf) == shelf[1]
+    twice = [shelf[0], Path("a_low.safetensors"), shelf[2]]
+    assert find_partner(shelf[0], twice) is None
 
 
 def test_no_candidates_no_partner():

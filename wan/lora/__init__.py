@@ -6,7 +6,7 @@ from .apply import apply_loras, parameter_shapes
 from .card import is_lora, lora_card
 from .deltas import Delta, Diff, DoRA, LoHa, LoKr, LowRank, Set
 from .file import ANY, LoraFile, Scaling, Section, read_lora
-from .naming import find_partner, lora_role
+from .naming import exact_partner, find_partner, lora_role, spoken_role
 from .report import RelativeNorm, coverage, relative_norm, scaling
 from .resolve import Resolved, Unused, resolve
 from .write import DIALECTS, Renamed, rename
@@ -30,6 +30,7 @@ __all__ = [
     "Unused",
     "apply_loras",
     "coverage",
+    "exact_partner",
     "find_partner",
     "is_lora",
     "lora_card",
@@ -40,4 +41,5 @@ __all__ = [
     "rename",
     "resolve",
     "scaling",
+    "spoken_role",
 ]

@@ -7,24 +7,22 @@ subject (high heels, low light, low poly). So it counts only where the name arou
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import SequenceMatcher
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from ..files import SUFFIXES
-from ..keys.roles import HIGH, LETTERS, LOW, ROLES, Word, lora_role_of, release_of, words
+from ..keys.roles import HIGH, LETTERS, LOW, ROLES, Word, lora_role_of, release_of, role_of, words
 
 HIGH_FROM, LOW_TO = 800, 925
 """Timesteps around the experts' boundary (875, for image-to-video 900) that training ranges stop at."""
 _SWAP = {"high": "low", "highnoise": "lownoise", "hinoise": "lonoise", "hn": "ln", "h": "l"}
 _SWAP |= {low: high for high, low in _SWAP.items()}
 _VARYING = re.compile(
-    r"(?<![a-z0-9])(rank ?\d+|r\d+|dim ?\d+|fp\d+|bf\d+|e\dm\d\w*|e\d+|ep\d+|epoch ?\d+|0\d\d+|noise|model)"
+    r"(?<![a-z0-9])(rank ?\d+|r\d+|dim ?\d+|fp\d+|bf\d+|e\dm\d\w*|q\d( [0k])?( [sml])?|e\d+|ep\d+"
+    r"|epoch ?\d+|\d+ ?epo?ch?s?|s\d{3,}|steps? ?\d{3,}|\d{3,} ?steps?|0\d\d+|\d{6}|\d{8}|noise|model)"
     r"(?![a-z0-9])"
 )
-"""What may differ between the halves of a pair: rank, precision, how long each was trained."""
-_SIMILAR = 0.7
+"""What may differ between the halves of a pair: rank, precision, how long and when each was trained."""
 _TITLES = ("ss_output_name", "modelspec.title", "name", "ss_sd_model_name")
 
 
@@ -77,8 +75,31 @@ def _speaks_of_noise(word: Word) -> bool:
     return word.text in LETTERS if len(word.text) < 3 else word.text.lower() in _SWAP
 
 
+def spoken_role(path: Path) -> str | None:
+    """The expert that a file's name or its folder's speaks of, if it has a partner that speaks of the other.
+
+    Less strict than :func:`lora_role`: beside its partner even ``high-k3nk`` is plain.
+    """
+    return role_in(path.name) or role_of(_bare(path.name)) or role_in(path.parent.name)
+
+
+def exact_partner(path: Path, candidates: Iterable[Path]) -> Path | None:
+    """The other half of a pair: the same name but for the word for the expert; else as :func:`find_partner`."""
+    others = list(candidates)
+    mine = spoken_role(path)
+    swapped = [
+        other
+        for other in others
+        if _swappable(path, other) and mine != spoken_role(other)  # neither known is the same too
+    ]
+    alike = [other for other in _opposite(path, others) if _same_subject(path, other, _plain)]
+    return _only(swapped) or _only(alike)
+
+
 def find_partner(path: Path, candidates: Iterable[Path]) -> Path | None:
-    """The other half of a pair: the same name with high and low exchanged, or the one closest to it.
+    """The other half of a pair: :func:`exact_partner`, or a name that says the same of the subject.
+
+    Only what tells of training and storage may differ (rank, epoch, precision, date), never a word.
 
     Args:
         path: one half.
@@ -87,23 +108,32 @@ def find_partner(path: Path, candidates: Iterable[Path]) -> Path | None:
     Returns:
         None if no name fits, or if several fit equally well.
     """
-    others = [other for other in candidates if other != path]
-    exact = [other for other in others if _exchangeable(path, other) or _exchangeable(other, path)]
-    if exact:
-        return exact[0] if len(exact) == 1 else None
-    role = _role_of(path)
-    if role is None:
-        return None
-    opposite = [other for other in others if _role_of(other) not in (None, role)]
-    scored = sorted(((_likeness(path, other), other) for other in opposite), key=lambda s: s[0])
-    if not scored or scored[-1][0] < _SIMILAR:
-        return None
-    tied = len(scored) > 1 and scored[-1][0] == scored[-2][0]
-    return None if tied else scored[-1][1]
+    others = list(candidates)
+    near = [other for other in _opposite(path, others) if _same_subject(path, other, _content)]
+    return exact_partner(path, others) or _only(near)
 
 
-def _role_of(path: Path) -> str | None:
-    return role_in(path.name) or role_in(path.parent.name)
+def _opposite(path: Path, candidates: Iterable[Path]) -> list[Path]:
+    """Those that speak of the other expert."""
+    role = spoken_role(path)
+    return [other for other in candidates if role and spoken_role(other) not in (None, role)]
+
+
+def _only(found: list[Path]) -> Path | None:
+    return found[0] if len(found) == 1 else None
+
+
+def _same_subject(path: Path, other: Path, content: Callable[[Path], list[str]]) -> bool:
+    beside = _same(path.parent, other.parent) or _swappable(path.parent, other.parent)
+    return beside and content(path) == content(other)
+
+
+def _same(path: Path, other: Path) -> bool:
+    return str(path).casefold() == str(other).casefold()
+
+
+def _swappable(path: Path, other: Path) -> bool:
+    return _exchangeable(path, other) or _exchangeable(other, path)
 
 
 def _exchangeable(path: Path, other: Path) -> bool:
@@ -112,7 +142,8 @@ def _exchangeable(path: Path, other: Path) -> bool:
 
 def _exchanged(path: Path) -> Iterator[Path]:
     """The paths that the partner of ``path`` would have."""
-    folders = [path.parent, *(path.parent.with_name(name) for name in _swapped(path.parent.name))]
+    inside = path.parent.name  # the folder that all are relative to has no name
+    folders = [path.parent, *(path.parent.with_name(name) for name in _swapped(inside))]
     names = [path.name, *_swapped(path.name)]
     yield from (folder / name for folder in folders for name in names if folder / name != path)
 
@@ -134,20 +165,13 @@ def _cased(word: str, like: str) -> str:
     return word.capitalize() if like[0].isupper() else word
 
 
-def _likeness(path: Path, other: Path) -> float:
-    """How much two names share beside their role, in [0, 2]; 0 if versions or variants differ."""
-    mine, theirs = _content(path), _content(other)
-    if Counter(filter(_has_digit, mine)) != Counter(filter(_has_digit, theirs)):
-        return 0.0
-    ratio = SequenceMatcher(None, " ".join(mine), " ".join(theirs)).ratio()
-    return ratio + (path.parent == other.parent and ratio >= _SIMILAR)
-
-
 def _content(path: Path) -> list[str]:
+    """The words of a name that tell its subject and version."""
+    return re.findall(r"[a-z0-9]+", _VARYING.sub(" ", " ".join(_plain(path))))
+
+
+def _plain(path: Path) -> list[str]:
+    """The words of a name but those for its expert."""
     name = re.sub(r"(?i)wan[ _.-]?2[._-]?([12])(?!\d)", r"wan2\1", _bare(path.name))
-    kept = [word.text.lower() for word in words(name) if not _speaks_of_noise(word)]
-    return re.findall(r"[a-z0-9]+", _VARYING.sub(" ", " ".join(kept)))
-
-
-def _has_digit(word: str) -> bool:
-    return any(character.isdigit() for character in word)
+    kept = (word.text.lower() for word in words(name) if not _speaks_of_noise(word))
+    return [word for word in kept if word != "noise"]
