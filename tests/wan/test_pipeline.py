@@ -257,7 +257,9 @@ def test_defaults_come_from_the_header_then_the_sizes(parts, tmp_path: Path) -> 
     for role, path in bare.items():
         config = replace(TINY.transformer, text_dim=TEXT.dim)
         write_expert(path, f"{role}_noise", 1)
-        save_file(random_state(WanTransformer(config), len(role)), path, metadata={"wan_config": "{"})
+        save_file(
+            random_state(WanTransformer(config), len(role)), path, metadata={"wan_config": "{"}
+        )
     assert Pipeline.load(**(parts | bare)).defaults == T2V_A14B.sampling
 
 
