@@ -76,6 +76,56 @@ def test_a_missing_shard_is_named(tmp_path):
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("change", ["unlisted", "elsewhere"])
+def test_shards_and_index_must_agree(tmp_path, change):
+    folder = write_sharded(tmp_path / "high_noise_model", expert_state())
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    told = json.loads(index.read_text())
+    key = min(told["weight_map"])
+    if change == "unlisted":
+        del told["weight_map"][key]
+    else:
+        told["weight_map"][key] = "b.safetensors"
+    index.write_text(json.dumps(told))
+    with pytest.raises(ValueError, match=rf"a\.safetensors holds '{key}', which .* does not list"):
+        open_checkpoint(folder)
+
+
+def component(root, name="transformer", index='{"boundary_ratio": 0.9}'):
+    """An expert in a component folder; ``index`` is the repository's."""
+    (root / name).mkdir()
+    (root / "model_index.json").write_text(index)
+    return write_expert(root / name / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stated", "read"), [("0.9", "0.9"), ("1", "1.0"), ("1.0", "1.0"), ("null", None)]
+)
+def test_the_boundary_of_a_repository(tmp_path, stated, read):
+    path = component(tmp_path, index=f'{{"boundary_ratio": {stated}}}')
+    for given in (path, path.parent):
+        assert open_checkpoint(given).metadata.get("boundary_ratio") == read
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [("{", "is not a list of components; download"), ("[]", "is not a list of components; download"),
+     *((f'{{"boundary_ratio": {ratio}}}', "is not a number above 0 and up to 1; download")
+       for ratio in ('"0.9"', "true", "0", "1.1", "-1", "NaN", "[]"))],
+)  # fmt: skip
+def test_a_damaged_repository(tmp_path, index, sentence):
+    path = component(tmp_path, index=index)
+    for given in (path, path.parent):
+        with pytest.raises(ValueError, match=sentence):
+            open_checkpoint(given)
+
+
+def test_nothing_is_read_beside_a_folder_of_another_name(tmp_path):
+    path = component(tmp_path, name="diffusion_models", index="{")
+    for given in (path, path.parent):
+        assert "boundary_ratio" not in open_checkpoint(given).metadata
+
+
 STORED = [torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn]
 
 
@@ -98,7 +148,10 @@ def test_loading_converts_nothing(tmp_path, stored):
     ids=str,
 )
 def test_another_device_gets_nothing_wider_than_needed(tmp_path, stored, arrives):
-    state = {key: tensor.to(stored) for key, tensor in expert_state().items()}
+    state = {
+        key: tensor.to(stored)
+        for key, tensor in expert_state(replace(EXPERT, num_layers=1)).items()
+    }
     packed = "blocks.0.ffn.0"
     state[f"{packed}.weight"] = torch.ones(96, 128, dtype=torch.int8)
     state[f"{packed}.weight_scale"] = torch.ones(96, 1)

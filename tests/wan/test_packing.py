@@ -75,8 +75,9 @@ def test_scales_belong_to_layers(tmp_path, shape, scale_shape):
     assert found.scales.keys() == leaves
     assert found.tensors.keys() == STATE.keys()
     assert found.state_dict().keys() == STATE.keys() | leaves
-    assert found.scale(LAYER).shape == scale_shape
-    assert found.scale("head.head") is None
+    scales = found.read_scales()
+    assert scales.keys() == leaves
+    assert scales[f"{LAYER}.weight_scale"].shape == scale_shape
 
 
 FULL = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
@@ -204,6 +205,64 @@ def test_a_scale_without_a_packed_weight(tmp_path, changes):
     path = write(tmp_path / "a", scaled(**changes))
     with pytest.raises(ValueError, match="but no quantised weight for it; download it again"):
         open_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "but"),
+    [({"weight": STATE[f"{LAYER}.weight"].bfloat16(), "scale_weight": None}, "BF16"),
+     ({"weight": torch.ones(256, 256).to(torch.float8_e5m2)}, "F8_E5M2"),
+     ({"weight": torch.ones(256, 256, dtype=torch.int8)}, "I8"),
+     ({"scale_weight": None}, "without a scale")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", ["tensor", "header"])
+def test_a_note_that_does_not_fit(tmp_path, changes, but, place):
+    told = {"format": "float8_e4m3fn"}
+    header = {"_quantization_metadata": json.dumps({"layers": {LAYER: told}})}
+    own = {"comfy_quant": note(told)} if place == "tensor" else {}
+    path = write(tmp_path / "a", scaled(**changes, **own), **({} if own else header))
+    with pytest.raises(
+        ValueError, match=rf"{LAYER} is quantised as float8_e4m3fn, but it is {but}; "
+    ):
+        open_checkpoint(path)
+
+
+def test_two_scales_of_one_layer(tmp_path):
+    path = write(tmp_path / "a", scaled(weight_scale=torch.ones(())))
+    with pytest.raises(
+        ValueError, match=rf"has two scales for {LAYER} \(.*\), of which one can be"
+    ):
+        open_checkpoint(path)
+
+
+def test_a_scale_that_one_block_lost(tmp_path):
+    deep = TransformerConfig(dim=256, ffn_dim=256, num_heads=2, num_layers=2, text_dim=32)
+    state = encoded(random_weights(networks.expert_shapes(deep), 1), SCALED)[0]
+    open_checkpoint(write(tmp_path / "whole", state))
+    del state["blocks.1.ffn.0.scale_weight"]
+    path = write(tmp_path / "a", state)
+    with pytest.raises(
+        ValueError, match=r"blocks\.1\.ffn\.0\.weight has no scale, but the same layer"
+    ):
+        open_checkpoint(path)
+    state["blocks.1.ffn.0.weight"] = torch.ones(256, 256, dtype=BF16)
+    check_complete(open_checkpoint(write(tmp_path / "kept", state)))
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("suffix", ["", ".pth"])
+def test_a_scale_that_scales_nothing(tmp_path, value, suffix):
+    state = scaled(scale_weight=torch.tensor(value))
+    path = tmp_path / f"a{suffix}"
+    torch.save(state, path) if suffix else write(path, state)
+    refused(path, f"the scale {LAYER}.weight_scale is zero or not finite; download it again")
+
+
+def test_a_row_of_zeros_may_have_a_scale_of_zero(tmp_path):
+    scale = torch.ones(256, 1)
+    scale[3] = 0
+    check_complete(open_checkpoint(write(tmp_path / "a", scaled(scale_weight=scale))))
+    scale[4] = torch.nan
+    refused(write(tmp_path / "b", scaled(scale_weight=scale)), "is zero or not finite")
 
 
 # What only the network tells: found when keys are checked, before a weight is read.

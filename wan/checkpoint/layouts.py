@@ -6,6 +6,8 @@ prefixed; folders of shards with an index; diffusers component folders.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +46,8 @@ MARKERS = {
     "text_encoder": "blocks.0.pos_embedding.embedding.weight",
 }
 """A tensor, by its official key, that only one kind of network has."""
+COMPONENTS = ("transformer", "transformer_2", "vae", "text_encoder")
+"""Folders of a diffusers repository that hold weights."""
 MOST = 1 << 24
 """Beyond the sizes of any network, and small enough that their products are still numbers."""
 
@@ -113,26 +117,25 @@ class Checkpoint:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All tensors and weight scales, mapped from disk: pages are read when they are first used."""
-        wanted = {**self.tensors, **self.scales}
-        out: dict[str, Tensor] = {}
-        for file in self.files:
-            names = {key: info.name for key, info in wanted.items() if info.file == file}
-            found = read_tensors(file, set(names.values()))
-            out |= {key: found[name] for key, name in names.items()}
-        return out
+        return _mapped({**self.tensors, **self.scales})
 
     def read(self, *keys: str) -> list[Tensor]:
         """Some of the tensors, mapped from disk."""
-        return [_read(self.tensors[key]) for key in keys]
+        found = _mapped({key: self.tensors[key] for key in keys})
+        return [found[key] for key in keys]
 
-    def scale(self, layer: str) -> Tensor | None:
-        """The scale of a packed weight, None if its packing has none beside it."""
-        info = self.scales.get(f"{layer}.weight_scale")
-        return None if info is None else _read(info)
+    def read_scales(self) -> dict[str, Tensor]:
+        """The scales alone, mapped from disk."""
+        return _mapped(self.scales)
 
 
-def _read(info: TensorInfo) -> Tensor:
-    return read_tensors(info.file, [info.name])[info.name]
+def _mapped(wanted: Mapping[str, TensorInfo]) -> dict[str, Tensor]:
+    out: dict[str, Tensor] = {}
+    for file in sorted({info.file for info in wanted.values()}):
+        names = {key: info.name for key, info in wanted.items() if info.file == file}
+        found = read_tensors(file, set(names.values()))
+        out |= {key: found[name] for key, name in names.items()}
+    return out
 
 
 def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint:
@@ -212,7 +215,13 @@ def _read_shards(folder: Path, index: Path) -> Header:
     metadata: dict[str, str] = {}
     for name in sorted(set(weight_map.values())):
         shard = read_header(folder / name)
-        tensors |= {key: info for key, info in shard.tensors.items() if weight_map.get(key) == name}
+        for key in shard.tensors:
+            if weight_map.get(key) != name:
+                raise ValueError(
+                    f"{shown(folder / name)} holds '{shown(key)}', which {shown(index.name)} does not "
+                    "list there; download the folder again"
+                )
+        tensors |= shard.tensors
         metadata |= shard.metadata
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
@@ -244,14 +253,23 @@ def _read_index(index: Path) -> dict[str, str]:
 
 def _with_config(folder: Path, header: Header) -> Header:
     """The header with the boundary that the diffusers repository around ``folder`` states."""
-    try:
-        index = read_json(folder.parent / "model_index.json", "a list of components")
-    except (OSError, ValueError):
-        return header  # no diffusers repository
-    ratio = index.get("boundary_ratio") if isinstance(index, dict) else None
-    if not isinstance(ratio, float):
+    if folder.absolute().name not in COMPONENTS:
+        return header  # what lies beside any other folder is none of our business
+    path = folder.absolute().parent / "model_index.json"
+    if not os.path.lexists(path):
         return header
-    metadata = {"boundary_ratio": repr(ratio), **header.metadata}
+    index = read_json(path, "a list of components")
+    if not isinstance(index, dict):
+        raise ValueError(f"{shown(path)} is not a list of components; download it again")
+    ratio = index.get("boundary_ratio")
+    if ratio is None:
+        return header
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio <= 1:
+        raise ValueError(
+            f"{shown(path)} has boundary_ratio {shown(json.dumps(ratio))}, which is not a number above 0 "
+            "and up to 1; download it again"
+        )
+    metadata = {"boundary_ratio": repr(float(ratio)), **header.metadata}
     return Header(container=header.container, tensors=header.tensors, metadata=metadata)
 
 

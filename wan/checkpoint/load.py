@@ -68,6 +68,19 @@ def check_complete(checkpoint: Checkpoint) -> None:
         replace_layers(network, checkpoint.quants)
     except ValueError as error:
         raise ValueError(f"{checkpoint.where}: {error}") from error
+    check_scales(checkpoint, checkpoint.read_scales())
+
+
+def check_scales(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for a weight scale among ``tensors`` that makes its weights worthless."""
+    for key, scale in tensors.items():
+        if not key.endswith(".weight_scale"):
+            continue
+        # One row may be all zeros, a whole matrix is not.
+        if not scale.isfinite().all() or (scale.numel() == 1 and not scale.any()):
+            raise ValueError(
+                f"{checkpoint.where}: the scale {shown(key)} is zero or not finite; download it again"
+            )
 
 
 def _is_read(checkpoint: Checkpoint, key: str) -> bool:
@@ -88,7 +101,9 @@ def fill(module: nn.Module, checkpoint: Checkpoint) -> None:
     """Load mapped tensors into a module built on the meta device; ValueError lists what differs."""
     check_keys(module.state_dict(), checkpoint)
     replace_layers(module, checkpoint.quants)
-    module.load_state_dict(weights(checkpoint), assign=True)
+    state = weights(checkpoint)
+    check_scales(checkpoint, state)
+    module.load_state_dict(state, assign=True)
     module.eval().requires_grad_(False)
 
 

@@ -7,6 +7,7 @@ Forms read: ComfyUI's legacy ``scaled_fp8`` with ``scale_weight``, its ``comfy_q
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -38,6 +39,8 @@ UNREAD = {
 """Leaves of packings that are not read, and their names."""
 NOTE_LIMIT = 1 << 16
 """Bytes of what a file says of one layer; ComfyUI writes less than 100."""
+_OF_BLOCK = re.compile(r"(blocks\.\d+\.(.+))\.weight")
+"""The weight of a layer of a block: the layer, and its name within the block."""
 WAY_OUT = "use the bf16, fp16, scaled fp8, int8 or GGUF file of the same model"
 
 
@@ -68,7 +71,13 @@ def find_packing(
                 f"{shown(path)} is quantised as {UNREAD[leaf]}, which is not read; {WAY_OUT}"
             )
         if leaf in SCALES:
-            scales[f"{layer}.{SCALES[leaf]}"] = info
+            scale = f"{layer}.{SCALES[leaf]}"
+            if scale in scales:
+                raise ValueError(
+                    f"{shown(path)} has two scales for {shown(layer)} ({shown(scales[scale].name)}, "
+                    f"{shown(info.name)}), of which one can be right; download it again"
+                )
+            scales[scale] = info
         elif leaf == "comfy_quant":
             told[layer] = info
         elif key != LEGACY_MARKER:
@@ -77,6 +86,8 @@ def find_packing(
     # Two elements in the marker are ComfyUI's way to ask for full-precision products everywhere.
     everywhere = LEGACY_MARKER in names and names[LEGACY_MARKER].shape == (2,)
     quants = _quants(path, tensors, scales)
+    _check_notes(path, notes, tensors, quants)
+    _check_blocks(path, tensors, quants)
     for layer, quant in quants.items():
         note = notes.get(layer, {})
         asked = everywhere or note.get("full_precision_matrix_mult") is True
@@ -109,6 +120,45 @@ def _quants(
             format=name, shape=info.shape, scale_shape=None if scale is None else scale.shape
         )
     return quants
+
+
+def _check_notes(
+    path: Path,
+    notes: Mapping[str, Mapping[str, Any]],
+    tensors: Mapping[str, TensorInfo],
+    quants: Mapping[str, Quant],
+) -> None:
+    """A layer that is told to be packed is packed so."""
+    for layer, note in notes.items():
+        weight, quant = tensors.get(f"{layer}.weight"), quants.get(layer)
+        if weight is not None and (quant is None or quant.format != note["format"]):
+            lacks = "without a scale" if quant_format(weight.dtype) == note["format"] else ""
+            raise ValueError(
+                f"{shown(path)} says that {shown(layer)} is quantised as {note['format']}, but it is "
+                f"{lacks or weight.dtype}; download it again"
+            )
+
+
+def _check_blocks(
+    path: Path, tensors: Mapping[str, TensorInfo], quants: Mapping[str, Quant]
+) -> None:
+    """A matrix that is scaled in one block and 8-bit without a scale in another has lost its scale."""
+    scaled: set[str] = set()
+    bare: dict[str, str] = {}
+    for key, info in tensors.items():
+        match = _OF_BLOCK.fullmatch(key)
+        if match is None or quant_format(info.dtype) not in READ_WITH_SCALES:
+            continue
+        if match[1] in quants:
+            scaled.add(match[2])
+        else:
+            bare.setdefault(match[2], key)
+    for leaf, key in bare.items():
+        if leaf in scaled:
+            raise ValueError(
+                f"{shown(path)}: {shown(key)} has no scale, but the same layer of other blocks has one; "
+                "download it again"
+            )
 
 
 def _check_scale(path: Path, key: str, weight: TensorInfo, scale: TensorInfo) -> None:
