@@ -10,7 +10,7 @@ from pathlib import Path
 from ...wan.files.paths import shown
 from ...wan.keys.roles import HIGH, LOW, ROLES
 from ...wan.keys.transformer import known_keys
-from ...wan.lora import LoraFile, Section, find_partner, read_lora
+from ...wan.lora import ANY, LoraFile, Section, exact_partner, find_partner, read_lora, spoken_role
 from ...wan.lora.card import BLOCKS
 from ...wan.lora.dialects import module_index, parse
 from . import files
@@ -41,8 +41,8 @@ class Choices:
 def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
     """Open the chosen files (headers only) and find what ``auto`` stands for.
 
-    ``auto`` is the chosen file itself where it is for both experts, else its partner by name; a Wan2.1
-    LoRA stays on low noise.
+    ``auto`` is the partner by name of a file for one expert, and the chosen file itself where it is for
+    both or does not say and has no partner; a Wan2.1 LoRA stays on low noise.
 
     Args:
         high: a listed name, ``auto`` or ``none``.
@@ -58,7 +58,7 @@ def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
     chosen = {role: (name, _open(name)) for role, name in given.items() if name not in (AUTO, NONE)}
     if not chosen:
         raise ValueError("no LoRA is chosen; choose a file for at least one of the experts")
-    strangers = [role for role, (_, file) in chosen.items() if not _is_for(file, role)]
+    strangers = [role for role, (name, file) in chosen.items() if not _is_for(name, file, role)]
     if strangers and not allow_mismatch:
         raise ValueError(_misplaced(strangers, chosen))
     notes = [
@@ -68,12 +68,14 @@ def choose(high: str, low: str, *, allow_mismatch: bool = False) -> Choices:
         if given[role] != AUTO:
             continue
         name, file = chosen[OTHER[role]]
-        if role in file.experts:
+        if role in file.experts and _role(name, file) in (None, role):
             chosen[role] = name, file
-        elif partner := _partner(name, role):
+            notes += _undecided(name, file)
+            continue
+        partner, told = _partner(name, role)
+        if partner:
             chosen[role] = partner
-        else:
-            notes.append(_alone(name, file, role))
+        notes += told or ([] if partner else [_alone(name, file, role)])
     notes += [
         f"{shown(name)} is made for Wan2.1 and may disturb the layout, which the {EXPERTS[HIGH]} makes"
         for role, (name, file) in chosen.items()
@@ -106,8 +108,25 @@ def _wan_modules() -> frozenset[str]:
     return frozenset(module_index(known_keys(BLOCKS)))
 
 
-def _is_for(file: LoraFile, role: str) -> bool:
-    return file.role in (None, role) and file.section(role) is not None
+def _is_for(name: str, file: LoraFile, role: str) -> bool:
+    return file.section(role) is not None and _role(name, file) in (None, role)
+
+
+def _role(name: str, file: LoraFile) -> str | None:
+    """The expert of a file; a name too unclear to be believed alone is clear beside its partner's."""
+    if file.role or set(file.sections) != {ANY}:
+        return file.role
+    return spoken_role(Path(name)) if exact_partner(Path(name), _listed()) else None
+
+
+def _listed() -> list[Path]:
+    return [Path(name) for name in files.list_files(files.LORAS)]
+
+
+def _undecided(name: str, file: LoraFile) -> list[str]:
+    if file.role or set(file.sections) != {ANY}:
+        return []
+    return [f"{shown(name)} does not say which expert it is for, so both get it"]
 
 
 def _section(file: LoraFile, role: str) -> Section:
@@ -128,15 +147,26 @@ def _misplaced(strangers: list[str], chosen: Mapping[str, tuple[str, LoraFile]])
     )
 
 
-def _partner(name: str, role: str) -> tuple[str, LoraFile] | None:
-    found = find_partner(Path(name), [Path(other) for other in files.list_files(files.LORAS)])
+def _partner(name: str, role: str) -> tuple[tuple[str, LoraFile] | None, list[str]]:
+    """The other half for ``role``, if there is a sound one, and what should be said about it."""
+    listed = _listed()
+    found = find_partner(Path(name), listed)
     if found is None:
-        return None
+        return None, []
+    other = str(found)
     try:
-        file = _open(str(found))
-    except (ValueError, OSError):
-        return None  # a damaged neighbour is nobody's partner
-    return (str(found), file) if _is_for(file, role) else None
+        file = _open(other)
+    except (ValueError, OSError) as error:
+        only = f"so only the {EXPERTS[OTHER[role]]} is changed"
+        return None, [f"the partner of {shown(name)} cannot be used, {only}: {error}"]
+    if not _is_for(other, file, role):
+        return None, []
+    if exact_partner(Path(name), listed):
+        return (other, file), []
+    return (other, file), [
+        f"{shown(other)} is taken for the partner of {shown(name)}, though their names differ in more "
+        "than the expert; choose another file if it is not"
+    ]
 
 
 def _alone(name: str, file: LoraFile, role: str) -> str:

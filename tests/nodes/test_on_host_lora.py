@@ -327,6 +327,59 @@ def test_swapped_files_on_demand(host, models):
     assert "is made for the low-noise expert" in report(host, graph)
 
 
+@pytest.fixture
+def shelf(models):
+    """Writes copies of the pair's halves under other names, and removes them again."""
+    made = []
+
+    def put(**names: str) -> None:
+        for half, name in names.items():
+            source = {"high": loras.HIGH, "low": loras.LOW, "broken": loras.BROKEN}[half]
+            made.append(models / files.LORAS / loras.FOLDER / name)
+            shutil.copy(models / files.LORAS / source, made[-1])
+
+    yield put
+    for path in made:
+        path.unlink()
+
+
+@pytest.mark.parametrize("given", ["high", "low"])
+def test_a_name_too_unclear_alone_is_clear_beside_its_partner(host, models, shelf, given):
+    shelf(high="mouth-high-k3nk.safetensors", low="mouth-low-k3nk.safetensors")
+    name = f"{loras.FOLDER}/mouth-{given}-k3nk.safetensors"
+    high, low = (name, "auto") if given == "high" else ("auto", name)
+    graph = our_models()
+    graph[LORA] = lora_node(high, low)
+    got = forwards(host, graph, ((LORA, 0), MANAGED), ((LORA, 1), MANAGED))
+    for slot in range(2):
+        assert relative(got[slot], library_forward(models, slot, change(slot + 1))) < 1e-5
+    graph[LORA] = lora_node(low, high)
+    with pytest.raises(comfy_server.Refused, match="choose its partner there"):
+        host.run(with_forwards(our_models() | {LORA: graph[LORA]}, ((LORA, 0), MANAGED)))
+
+
+PARTNERS = {
+    "undecided": (
+        {"high": "mouth-high-k3nk"},
+        "does not say which expert it is for, so both get it",
+    ),
+    "near": ({"high": "s_high_r64", "low": "s_low_r32"}, "names differ in more than the expert"),
+    "damaged": (
+        {"high": "d_high", "broken": "d_low"},
+        "d_high.safetensors cannot be used, so only",
+    ),
+    "stranger": ({"high": "john_a_high", "low": "mary_a_low"}, "has no partner for the low-noise"),
+}
+
+
+@pytest.mark.parametrize(("names", "sentence"), PARTNERS.values(), ids=PARTNERS)
+def test_what_is_odd_about_a_partner_is_told(host, shelf, names, sentence):
+    shelf(**{half: f"{name}.safetensors" for half, name in names.items()})
+    graph = our_models()
+    graph[LORA] = lora_node(f"{loras.FOLDER}/{names['high']}.safetensors", "auto")
+    assert sentence in report(host, graph)
+
+
 def test_a_partner_that_comes_later_is_found(host, models):
     partner = models / files.LORAS / loras.LONELY.replace("high", "low")
     graph = our_models()
