@@ -159,21 +159,70 @@ def test_names_that_would_break_a_line_are_shown_escaped(tmp_path):
     assert str(caught.value).isprintable()
 
 
-@pytest.mark.parametrize(
-    "config",
-    [{"lora_alpha": "x"}, {"lora_alpha": None}, {"lora_alpha": [1]}, {"alpha_pattern": [1]},
-     {"alpha_pattern": {"to_q": "y"}}, {"use_rslora": 3}],
-    ids=str,
-)  # fmt: skip
-def test_numbers_of_a_configuration_that_are_none_count_as_absent(config, tmp_path):
+def with_config(folder, config):
     base = "transformer.blocks.0.attn1.to_q"
     tensors = {
         f"{base}.lora_A.weight": torch.ones(4, 128),
         f"{base}.lora_B.weight": torch.ones(128, 4),
     }
-    path = save(tensors, tmp_path / "x.safetensors", lora_adapter_metadata=json.dumps(config))
-    (section,) = read_lora(path).sections.values()
-    assert resolve(section, shapes()).deltas["blocks.0.self_attn.q.weight"].scale == 1.0
+    return save(tensors, folder / "x.safetensors", lora_adapter_metadata=json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"lora_alpha": "x"}, 'an alpha is "x" where a number belongs; correct it'),
+        ({"lora_alpha": [1]}, "where a number belongs"),
+        ({"lora_alpha": True}, "where a number belongs"),
+        ({"lora_alpha": "nan"}, "damaged PEFT configuration"),
+        ({"alpha_pattern": [1]}, "alpha_pattern is .* where a table of numbers belongs"),
+        ({"alpha_pattern": {"to_q": "y"}}, "where a number belongs"),
+        ({"use_rslora": 3}, "use_rslora is 3 where true or false belongs"),
+    ],
+    ids=str,
+)
+def test_wrong_values_of_a_configuration_are_refused(config, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        read_lora(with_config(tmp_path, config))
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [
+        ({"lora_alpha": None, "alpha_pattern": None, "use_rslora": None}, 1.0),
+        ({"lora_alpha": "8"}, 2.0),
+        ({"alpha_pattern": {"to_q": "2"}}, 0.5),
+    ],
+    ids=str,
+)
+def test_numbers_of_a_configuration_as_text_or_null(config, scale, tmp_path):
+    (section,) = read_lora(with_config(tmp_path, config)).sections.values()
+    assert resolve(section, shapes()).deltas["blocks.0.self_attn.q.weight"].scale == scale
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"\xff\xfe{", r"adapter_config\.json is not UTF-8 text; download it again"),
+        (b" " * 1024 * 1024 + b"{}", r"adapter_config\.json is larger than 1 MB"),
+    ],
+    ids=["bytes", "huge"],
+)
+def test_a_configuration_beside_the_file_is_never_passed_over(content, sentence, tmp_path):
+    path = with_config(tmp_path, {}).with_name("adapter_model.safetensors")
+    save({"blocks.0.self_attn.q.lora_A.weight": torch.ones(4, 128)}, path)
+    (tmp_path / "adapter_config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        read_lora(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("wan2.1_style_high_noise", "Wan2.1"), ("style_high_noise", "Wan2.2"), ("style", None)],
+)
+def test_a_release_in_the_name_comes_before_what_a_role_implies(name, base, tmp_path):
+    tensors = {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(4, 128)}
+    assert read_lora(save(tensors, tmp_path / f"{name}.safetensors")).base == base
 
 
 def test_a_configuration_too_deep_to_parse_is_damaged(tmp_path):

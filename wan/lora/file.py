@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..files import TensorInfo, read_header, read_tensors, shown
-from ..keys.roles import HIGH, LOW, ROLES
+from ..keys.roles import HIGH, LOW, ROLES, release_of
 from .dialects import MARKERS, Spelled, parse, role_of_key
 from .naming import lora_base, lora_role
 
@@ -89,8 +89,12 @@ class LoraFile:
             for key in section.tensors
             for mark in ("k_img", "add_k_proj", "img_emb", "image_embedder")
         )
-        if not image and (self.role or set(self.sections) - {ANY}):
+        if not image and set(self.sections) - {ANY}:
             return "Wan2.2"  # only this release has two experts
+        if named := release_of(self.path.name):
+            return named
+        if not image and self.role:
+            return "Wan2.2"
         return lora_base(self.path, self.metadata) or ("Wan2.1" if image else None)
 
     @property
@@ -163,7 +167,7 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
     beside = path.parent / _PEFT_CONFIG
     told = metadata.get("lora_adapter_metadata")
     if told is None and path.stem.startswith("adapter_model") and beside.is_file():
-        told = beside.read_text(encoding="utf-8") if _small(beside) else None
+        told = _text(beside)
     try:
         config = json.loads(told or "{}")
     except (ValueError, RecursionError):
@@ -180,8 +184,15 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, object]:
     return config
 
 
-def _small(path: Path) -> bool:
-    return path.stat().st_size <= _CONFIG_LIMIT
+def _text(config: Path) -> str:
+    if config.stat().st_size > _CONFIG_LIMIT:
+        raise ValueError(
+            f"{shown(config)} is larger than 1 MB, which no PEFT configuration is; download it again"
+        )
+    try:
+        return config.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{shown(config)} is not UTF-8 text; download it again") from None
 
 
 def _damaged_config(path: Path) -> ValueError:
@@ -194,22 +205,38 @@ def _scaling(path: Path, config: Mapping[str, object], name: str) -> Scaling:
     def told(field: str) -> object:
         return config.get(f"{prefix}{field}", config.get(field))
 
-    alphas = told("alpha_pattern")
-    pattern = alphas.items() if isinstance(alphas, dict) else ()
+    alphas, stabilised = told("alpha_pattern"), told("use_rslora")
+    if not isinstance(alphas, dict | None):
+        raise _wrong(path, "alpha_pattern", alphas, "a table of numbers")
+    if not isinstance(stabilised, bool | None):
+        raise _wrong(path, "use_rslora", stabilised, "true or false")
+    numbers = {str(module): _number(path, v) for module, v in (alphas or {}).items()}
     return Scaling(
         alpha=_number(path, told("lora_alpha")),
-        alphas={str(module): n for module, v in pattern if (n := _number(path, v)) is not None},
-        stabilised=told("use_rslora") is True,
+        alphas={module: number for module, number in numbers.items() if number is not None},
+        stabilised=stabilised is True,
     )
 
 
 def _number(path: Path, value: object) -> float | None:
-    if not isinstance(value, int | float):
+    """A number, also as text; None where PEFT wrote null."""
+    if value is None:
         return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise _wrong(path, "an alpha", value, "a number")
     try:
         number = float(value)
     except OverflowError:
         number = inf
+    except ValueError:
+        raise _wrong(path, "an alpha", value, "a number") from None
     if not isfinite(number):
         raise _damaged_config(path)
     return number
+
+
+def _wrong(path: Path, field: str, value: object, wanted: str) -> ValueError:
+    return ValueError(
+        f"{shown(path)} has a PEFT configuration in which {field} is {shown(json.dumps(value))} where "
+        f"{wanted} belongs; correct it or download it again"
+    )
