@@ -19,6 +19,7 @@ from wanexperts.tests.wan.lora_writers import (
 from wanexperts.wan.lora import (
     apply_loras,
     coverage,
+    lora_card,
     read_lora,
     relative_norm,
     rename,
@@ -230,3 +231,12 @@ def test_a_configuration_too_deep_to_parse_is_damaged(tmp_path):
     path = save(tensors, tmp_path / "x.safetensors", lora_adapter_metadata="[" * 200_000)
     with pytest.raises(ValueError, match="damaged PEFT configuration"):
         read_lora(path)
+
+
+def test_the_card_claims_no_more_than_names_tell(tmp_path):
+    """A matrix of any width is known by name; whether it acts, an expert says."""
+    base = "diffusion_model.blocks.0.self_attn.q"
+    tensors = {f"{base}.lora_A.weight": torch.ones(4, 7), f"{base}.lora_B.weight": torch.ones(7, 4)}
+    card = lora_card(save(tensors, tmp_path / "x.safetensors"))
+    assert "1 of 1 module names known" in card
+    assert "of 1 modules" not in card

@@ -10,7 +10,7 @@ from ..keys.transformer import known_keys
 from .dialects import parse
 from .file import ANY, LoraFile, read_lora
 from .report import coverage, scaling
-from .resolve import resolve
+from .resolve import Resolved, resolve
 
 BLOCKS = 64
 """More than any Wan network has."""
@@ -23,7 +23,7 @@ def is_lora(path: Path) -> bool:
 
 
 def lora_card(path: Path) -> str:
-    """What a LoRA file is and what it would change, one fact a line.
+    """What a LoRA file is and which names of a Wan transformer it holds, one fact a line.
 
     Raises:
         OSError: it cannot be read.
@@ -35,9 +35,14 @@ def lora_card(path: Path) -> str:
     for name, section in file.sections.items():
         resolved = resolve(section, dict.fromkeys(known_keys(BLOCKS)))
         whose = "" if name == ANY else f" for {_EXPERTS[name]}"
-        lines.append(f"  {section.dialect} keys{whose}, {scaling(resolved)}, {coverage(resolved)}")
+        lines.append(f"  {section.dialect} keys{whose}, {scaling(resolved)}, {_known(resolved)}")
     lines.append(f"  acts on: {' and '.join(_EXPERTS[role] for role in file.experts)}")
     return "\n".join(lines)
+
+
+def _known(resolved: Resolved) -> str:
+    """Coverage as far as names tell; whether the shapes fit only an expert can say."""
+    return coverage(resolved).replace(" modules", " module names known", 1)
 
 
 def _made_for(file: LoraFile) -> str:
