@@ -46,11 +46,15 @@ WIDE = sum(t.numel() for k, t in STATE.items() if "norm" in k or "modulation" in
 WIDES = sum("norm" in k or "modulation" in k for k in STATE)
 E4M3, BF16, F16 = torch.float8_e4m3fn, torch.bfloat16, torch.float16
 
-AS_IT_IS = "runs: as it is; weights stored wider than the computation are converted once at load"
+AS_IT_IS = "runs: as it is; layers cast where they compute in another format"
+CONVERTED = (
+    "runs: cast layer by layer; on a GPU ComfyUI converts it once at load, into memory of its own "
+    f"(about {2 * (PACKED + REST) / 1e6:.2f} MB)"
+)
 CAST = "runs: cast layer by layer at each use; smaller, not faster"
 UNPACKED = "runs: unpacked layer by layer at each use; smaller, not faster"
 FAST = (
-    "runs: in ComfyUI 0.12 or later fp8 products on cards with fp8 units (compute capability "
+    "runs: where ComfyUI has fp8 layers, fp8 products on cards with fp8 units (compute capability "
     "8.9 and up); elsewhere unpacked layer by layer"
 )
 FULL = "runs: unpacked layer by layer, as the file asks for full-precision products"
@@ -69,7 +73,7 @@ ALL = len(STATE)
 FORMS = {
     "bf16": (plain(BF16), [stored(ALL, "bfloat16", 2 * (PACKED + REST))], AS_IT_IS),
     "fp16": (plain(F16), [stored(ALL, "float16", 2 * (PACKED + REST))], AS_IT_IS),
-    "fp32": (plain(torch.float32), [stored(ALL, "float32", 4 * (PACKED + REST))], AS_IT_IS),
+    "fp32": (plain(torch.float32), [stored(ALL, "float32", 4 * (PACKED + REST))], CONVERTED),
     "plain fp8": (plain(E4M3), [stored(ALL, "float8_e4m3fn", PACKED + REST)], CAST),
     "Kijai": (
         mixed(torch.float8_e5m2),
@@ -148,16 +152,63 @@ def test_text_encoder_and_vae(tmp_path):
     path = single(
         tmp_path / "t.safetensors", state, plain(F16), name=networks.hf_name, extra=extra
     ).path
-    head, layout, weights, _ = format_card(open_checkpoint(path)).splitlines()
+    head, layout, weights, runs = format_card(open_checkpoint(path)).splitlines()
+    assert runs == "  runs: cast layer by layer; computed in float32"
     assert head == "t.safetensors: umT5 text encoder"
     assert "transformers names" in layout
     assert f"{len(state)} x float16" in weights
-    assert "1 x bytes" in weights
+    assert weights.endswith(", tokenizer inside")
+    assert "bytes" not in weights
     vae = random_weights(networks.vae_shapes(VAEConfig(dim=8)), 3)
     path = single(tmp_path / "v.pth", vae, plain(torch.float32)).path
-    head, layout, *_ = format_card(open_checkpoint(path)).splitlines()
+    head, layout, _, runs = format_card(open_checkpoint(path)).splitlines()
+    assert runs == "  runs: converted once at load, where the computation is in another format"
     assert head == "v.pth: VAE"
     assert "official names, one file, pickle" in layout
+
+
+def test_a_packed_text_encoder_without_its_tokenizer(tmp_path):
+    state = random_weights(networks.text_shapes(TEXT), 2)
+    encode = Scaled(dtype=E4M3)
+    path = single(tmp_path / "t.safetensors", state, encode, name=networks.hf_name).path
+    *_, runs, tokenizer = format_card(open_checkpoint(path)).splitlines()
+    assert runs == "  runs: unpacked layer by layer; computed in float32"
+    assert tokenizer.startswith("  tokenizer: none; ")
+    assert tokenizer.endswith("which carries it")
+
+
+def test_an_all_in_one_checkpoint(tmp_path):
+    parts = ("model.diffusion_model.", "first_stage_model.", "text_encoders.umt5xxl.")
+    state = {prefix + key: t for prefix in parts for key, t in STATE.items()}
+    path = single(tmp_path / "aio.safetensors", state, plain(BF16)).path
+    with pytest.raises(ValueError, match=r"is an all-in-one checkpoint .* use separate files"):
+        open_checkpoint(path)
+
+
+def test_files_of_one_name_are_told_apart(tmp_path, capsys):
+    from wanexperts.wan.cli import main
+
+    paths = []
+    for seed, folder in enumerate(("one", "two")):
+        (tmp_path / folder).mkdir()
+        state = random_weights(networks.expert_shapes(EXPERT), seed)
+        paths.append(single(tmp_path / folder / "a.safetensors", state, plain(BF16)).path)
+    assert main(["inspect", *map(str, paths)]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{path}: Wan" in out for path in paths)
+    assert all(f"{path} does not say" in out.splitlines()[-1] for path in paths)
+
+
+def test_a_repository_has_four_cards(capsys):
+    from wanexperts.wan.checkpoint import BUNDLED, find_parts
+    from wanexperts.wan.cli import main
+
+    parts = find_parts()
+    assert main(["inspect", str(BUNDLED)]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{path.name}: " in out for path in parts.values())
+    assert out.count("  runs: ") == len(parts)
+    assert out.splitlines()[-1].startswith("a pair: ")
 
 
 def wan(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,8 @@ from ..files import TensorInfo
 from ..keys.roles import HIGH, LOW
 from ..quant import packed_shape
 from .identity import Identity, identify
-from .layouts import KINDS, Checkpoint
+from .layouts import KINDS, SPIECE_KEY, Checkpoint
+from .load import find_pieces
 
 _BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
@@ -30,6 +31,7 @@ def format_card(checkpoint: Checkpoint) -> str:
         f"  layout: {checkpoint.layout}, {checkpoint.container}, {_size(checkpoint.nbytes)}",
         f"  weights: {', '.join(_weights(checkpoint))}",
         f"  runs: {_runs(checkpoint)}",
+        *_tokenizer(checkpoint),
     ]
     return "\n".join(lines)
 
@@ -52,10 +54,13 @@ def _weights(checkpoint: Checkpoint) -> list[str]:
     count: Counter[str] = Counter()
     size: Counter[str] = Counter()
     for key, info in checkpoint.tensors.items():
+        if key == SPIECE_KEY:
+            continue
         name = _stored_as(checkpoint, key, info)
         count[name] += 1
         size[name] += _nbytes(checkpoint, key, info)
-    return [f"{count[name]} x {name} ({_size(size[name])})" for name, _ in size.most_common()]
+    told = [f"{count[name]} x {name} ({_size(size[name])})" for name, _ in size.most_common()]
+    return [*told, "tokenizer inside"] if SPIECE_KEY in checkpoint.tensors else told
 
 
 def _stored_as(checkpoint: Checkpoint, key: str, info: TensorInfo) -> str:
@@ -76,23 +81,50 @@ def _nbytes(checkpoint: Checkpoint, key: str, info: TensorInfo) -> int:
 
 
 def _runs(checkpoint: Checkpoint) -> str:
-    formats = {quant.format for quant in checkpoint.quants.values()}
+    quants = checkpoint.quants.values()
+    if checkpoint.kind == "vae":
+        return "converted once at load, where the computation is in another format"
+    if checkpoint.kind == "text_encoder":
+        return f"{'unpacked' if quants else 'cast'} layer by layer; computed in float32"
     per_tensor = all(
-        quant.scale_shape is not None and math.prod(quant.scale_shape) == 1
-        for quant in checkpoint.quants.values()
+        quant.scale_shape is not None and math.prod(quant.scale_shape) == 1 for quant in quants
     )
+    formats = {quant.format for quant in quants}
     if formats and formats <= {"float8_e4m3fn", "float8_e5m2"} and per_tensor:
-        if any(quant.full_precision for quant in checkpoint.quants.values()):
+        if any(quant.full_precision for quant in quants):
             return "unpacked layer by layer, as the file asks for full-precision products"
         return (
-            "in ComfyUI 0.12 or later fp8 products on cards with fp8 units (compute capability "
+            "where ComfyUI has fp8 layers, fp8 products on cards with fp8 units (compute capability "
             "8.9 and up); elsewhere unpacked layer by layer"
         )
     if formats:
         return "unpacked layer by layer at each use; smaller, not faster"
-    if any(info.dtype.startswith("F8") for info in checkpoint.tensors.values()):
+    return _plain(checkpoint)
+
+
+def _plain(checkpoint: Checkpoint) -> str:
+    size: Counter[str] = Counter()
+    for info in checkpoint.tensors.values():
+        size[info.dtype] += math.prod(info.shape) * _BITS.get(info.dtype, 8) // 8
+    if any(dtype.startswith("F8") for dtype in size):
         return "cast layer by layer at each use; smaller, not faster"
-    return "as it is; weights stored wider than the computation are converted once at load"
+    if size["F32"] * 2 > size.total():
+        return (
+            "cast layer by layer; on a GPU ComfyUI converts it once at load, into memory of its own "
+            f"(about {_size(size['F32'] // 2)})"
+        )
+    return "as it is; layers cast where they compute in another format"
+
+
+def _tokenizer(checkpoint: Checkpoint) -> list[str]:
+    """A line for a text encoder that has none."""
+    if checkpoint.kind != "text_encoder":
+        return []
+    try:
+        find_pieces(checkpoint)
+    except (OSError, ValueError) as error:
+        return [f"  tokenizer: none; {error}"]
+    return []
 
 
 def _size(nbytes: int) -> str:

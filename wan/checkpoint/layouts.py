@@ -33,6 +33,12 @@ PREFIXES = (
     "vae.",
     "model.",
 )
+ALL_IN_ONE = (
+    ("model.diffusion_model.", "diffusion_model."),
+    ("first_stage_model.", "vae."),
+    ("text_encoders.", "text_encoder."),
+)
+"""Prefixes of an expert, a VAE and a text encoder that share a file."""
 SPIECE_KEY = "spiece_model"
 KINDS = {
     "transformer": "an expert (diffusion model)",
@@ -152,6 +158,11 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
     """
     path = Path(path)
     header, sharded = _read_folder(path) if is_folder(path) else (_read_file(path), False)
+    if all(any(name.startswith(part) for name in header.tensors) for part in ALL_IN_ONE):
+        raise ValueError(
+            f"{shown(path)} is an all-in-one checkpoint (expert, VAE and text encoder in one file), which "
+            "is not read; use separate files"
+        )
     tensors, spelling = _official(_strip(header.tensors))
     kind = next((kind for kind, marker in MARKERS.items() if marker in tensors), None)
     want = KINDS[expected] if expected else ANYTHING

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
-from ..checkpoint import Checkpoint, check_complete, format_card, open_checkpoint
+from ..checkpoint import Checkpoint, check_complete, find_parts, format_card, open_checkpoint
 from ..checkpoint.identity import identify, pair_problems
-from ..files import is_folder
+from ..files import is_folder, shown
 from ..keys.roles import HIGH, LOW
 from ..lora import is_lora, lora_card
 from .bar import Bar
@@ -28,14 +29,28 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     """
     experts: list[Checkpoint] = []
     flawed = 0
-    for path in given.files:
+    paths = [part for path in given.files for part in _parts(path)]
+    names = Counter(path.name for path in paths)
+    for path in paths:
         card, usable = _card(path, experts)
+        if usable and names[path.name] > 1:
+            card = card.replace(shown(path.name), shown(path), 1)
         print(card)
         flawed += not usable
     if len(experts) == 2:
         print(_pair(*experts))
     if flawed:
-        raise ValueError(f"{flawed} of {len(given.files)} files cannot be used")
+        raise ValueError(f"{flawed} of {len(paths)} files cannot be used")
+
+
+def _parts(path: Path) -> list[Path]:
+    """The four parts of a repository, or the path itself."""
+    if not is_folder(path):
+        return [path]
+    try:
+        return list(find_parts(path).values())
+    except (ValueError, OSError):
+        return [path]
 
 
 def _card(path: Path, experts: list[Checkpoint]) -> tuple[str, bool]:
@@ -60,10 +75,10 @@ def _pair(first: Checkpoint, second: Checkpoint) -> str:
     problems = pair_problems(first, second)
     if problems:
         return "\n".join(f"not a pair: {problem}" for problem in problems)
+    same = first.name == second.name
     told = [
-        f"{expert.name} is {name} noise"
-        if identify(expert).role
-        else f"{expert.name} does not say which expert it is"
+        f"{expert.where if same else expert.name} "
+        + (f"is {name} noise" if identify(expert).role else "does not say which expert it is")
         for expert, name in ((first, "high"), (second, "low"))
     ]
     known = all(identify(expert).role for expert in (first, second))
