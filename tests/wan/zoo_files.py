@@ -544,7 +544,7 @@ KINDS = [
     Kind(name="index names Windows' folder above", make=_index_names("..\\secret.safetensors"), words="which is not in its folder"),
     Kind(name="index lists a tensor of no shard", make=lambda folder: shards(folder, weight_map={"extra.weight": FIRST}), words="lacks 1 tensors its index lists (first: extra.weight)"),
     Kind(name="index lists less than there is", make=_index_of_less, words="which diffusion_pytorch_model.safetensors.index.json does not list there", doors=(LOAD, GENERATE, "inspect", "convert")),
-    Kind(name="shards under each other's names", make=_swapped_shards, words="its index lists"),
+    Kind(name="shards under each other's names", make=_swapped_shards, words="does not list there"),
     Kind(name="truncated shard", make=_truncated_shard, words="is truncated: "),
     Kind(name="shard is a pickle", make=_pickled_shard, words="is a torch file by its content"),
     # Torch's archives.
