@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import folder_paths
@@ -19,6 +20,8 @@ LORAS = "loras"
 GGUF = ".gguf"
 
 _WEIGHTS = Path(__file__).resolve().parents[2] / "tiny" / "weights"
+_walked: dict[str, tuple[list[str], dict[str, float]]] = {}
+"""Root -> its GGUF files, and when each folder below it changed: ComfyUI's own rule for its lists."""
 _SHARD = re.compile(r"^(?P<folder>.+)[/\\][^/\\]+-\d+-of-\d+\.safetensors$")
 
 
@@ -46,9 +49,18 @@ def list_files(kind: str) -> list[str]:
 def _gguf_files(kind: str) -> list[str]:
     found: set[str] = set()
     for root in folder_paths.get_folder_paths(kind):
-        names, _ = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
-        found |= {name for name in names if name.lower().endswith(GGUF)}
+        if root not in _walked or _mtimes(_walked[root][1]) != _walked[root][1]:
+            names, folders = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+            gguf = [name for name in names if name.lower().endswith(GGUF)]
+            # Without a folder there is nothing that would tell when it comes.
+            _walked[root] = gguf, folders or {root: 0.0}
+        found.update(_walked[root][0])
     return sorted(found)
+
+
+def _mtimes(folders: Iterable[str]) -> dict[str, float]:
+    """When each folder changed; 0 for one that is gone."""
+    return {path: os.path.getmtime(path) if os.path.isdir(path) else 0.0 for path in folders}
 
 
 def find(kind: str, name: str) -> Path:

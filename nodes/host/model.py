@@ -29,7 +29,13 @@ from ...wan.transformer import Tokens, WanTransformer
 from . import compat
 from .mapped import settle
 from .patches import changed_at_use, patch_at_use
-from .quant import META, count_parameters, has_packed_layers, load_weights
+from .quant import (
+    META,
+    count_parameters,
+    has_packed_layers,
+    load_weights,
+    unpacking_bytes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +198,7 @@ class HostModel(comfy.model_base.WAN21):
         return {**saved, **self.model_config.process_unet_state_dict_for_saving(changed)}
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
-        """Bytes of activations for latents ``(B, C, T, h, w)``, see :func:`activation_bytes`.
+        """Bytes for latents ``(B, C, T, h, w)``: :func:`activation_bytes` and :func:`unpacking_bytes`.
 
         An attention backend that builds tables of pairs needs more: ComfyUI's own figure is for it.
         """
@@ -200,9 +206,9 @@ class HostModel(comfy.model_base.WAN21):
         tokens = batch * token_grid(frames, height, width).tokens
         dtype = self.manual_cast_dtype or self.get_dtype()
         needed = activation_bytes(self.diffusion_model.config, tokens, mm.dtype_size(dtype))
-        if mm.xformers_enabled() or mm.pytorch_attention_flash_attention():
-            return needed
-        return max(needed, super().memory_required(input_shape, cond_shapes or {}))
+        if not (mm.xformers_enabled() or mm.pytorch_attention_flash_attention()):
+            needed = max(needed, super().memory_required(input_shape, cond_shapes or {}))
+        return needed + unpacking_bytes(self.diffusion_model)
 
 
 def activation_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> float:
@@ -283,9 +289,14 @@ def build_model(
 
 def _narrow(weights: dict[str, Tensor], dtype: torch.dtype) -> None:
     """Round what is stored wider than ``dtype``, one tensor at a time."""
-    for key, tensor in weights.items():
-        if tensor.is_floating_point() and tensor.dtype.itemsize > dtype.itemsize:
-            weights[key] = tensor.to(dtype)
+    wide = {
+        key: tensor
+        for key, tensor in weights.items()
+        if tensor.is_floating_point() and tensor.dtype.itemsize > dtype.itemsize
+    }
+    nbytes = dtype.itemsize * sum(tensor.numel() for tensor in wide.values())
+    log.info("rounding weights to %s, which takes %.1f GiB of memory", dtype, nbytes / 2**30)
+    weights |= {key: tensor.to(dtype) for key, tensor in wide.items()}
 
 
 def same_model(first: Any, second: Any) -> bool:

@@ -17,6 +17,10 @@ from ...wan.quant.layers import PackedLayer
 from . import fp8
 
 META = torch.device("meta")
+COPIES = 4
+"""Weights in float32 that are alive while one is unpacked and patched: the numbers, which its layer
+holds, and of the second of several LoRAs what it is given, what it adds and what comes out. One LoRA
+makes do with three, none with one; but ComfyUI asks for memory before a model knows its patches."""
 
 
 class HostPacked(PackedLayer):
@@ -82,6 +86,12 @@ class HostQuantEmbedding(HostPacked, QuantEmbedding):
 def has_packed_layers(network: nn.Module) -> bool:
     """Whether some weights of ``network`` are buffers, which not every way of the host pages or saves."""
     return any(isinstance(module, PackedLayer) for module in network.modules())
+
+
+def unpacking_bytes(network: nn.Module) -> int:
+    """Peak bytes of using one packed weight beside its packed bytes, for the largest of ``network``."""
+    sizes = (prod(m.quant.shape) for m in network.modules() if isinstance(m, PackedLayer))
+    return COPIES * torch.float32.itemsize * max(sizes, default=0)
 
 
 def count_parameters(weights: Mapping[str, Tensor], quants: Mapping[str, Quant]) -> int:

@@ -6,10 +6,12 @@ Copied alone into a server's ``custom_nodes``; imports nothing of this repositor
 from __future__ import annotations
 
 import contextlib
+import sys
 
 import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
+import folder_paths
 import torch
 
 
@@ -195,6 +197,35 @@ class WanProbeBytes:
         return (BytesPatcher(model.model, model.load_device, model.offload_device),)
 
 
+class WanProbeWalks:
+    """How often listing the experts three times walks their folders."""
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        files = sys.modules[f"{sys.modules[type(model.model).__module__].__package__}.files"]
+        calls, walk = [], folder_paths.recursive_search
+
+        def counted(*args, **kwargs):
+            calls.append(args)
+            return walk(*args, **kwargs)
+
+        lists = [files.list_files("diffusion_models")]
+        folder_paths.recursive_search = counted
+        try:
+            lists += [files.list_files("diffusion_models") for _ in range(3)]
+        finally:
+            folder_paths.recursive_search = walk
+        assert all(each == lists[0] for each in lists)
+        return (str(len(calls)),)
+
+
 class WanProbeText:
     """A CONDITIONING's tensor as samples."""
 
@@ -212,6 +243,7 @@ class WanProbeText:
 
 NODE_CLASS_MAPPINGS = {
     "WanProbeBytes": WanProbeBytes,
+    "WanProbeWalks": WanProbeWalks,
     "WanProbeForward": WanProbeForward,
     "WanProbePinned": WanProbePinned,
     "WanProbeStorage": WanProbeStorage,

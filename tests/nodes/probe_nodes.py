@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import sys
 import weakref
 
@@ -191,6 +192,41 @@ class WanProbeMemory:
         return (" ".join(f"{ratio:.3f}" for ratio in ratios),)
 
 
+class WanProbeUnpacking:
+    """What a packed MODEL asks for beyond its unpacked twin, over the peak of using its largest weight.
+
+    Both grow with that weight; the peak is measured on a large one, where slabs hardly count.
+    """
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"packed": ("MODEL",), "numbers": ("MODEL",)}}
+
+    def run(self, packed, numbers):
+        shape = [1, 16, 3, 8, 8]
+        asked, without = (m.model.memory_required(shape) for m in (packed, numbers))
+        layers = [m for m in packed.model.diffusion_model.modules() if hasattr(m, "quant")]
+        largest = max(math.prod(layer.quant.shape) for layer in layers)
+        size = (2048, 4096)
+        big = type(layers[0])(dataclasses.replace(layers[0].quant, shape=size))
+        big.weight.zero_()
+        home = sys.modules[type(packed.model).__module__]
+        set_patches = sys.modules[home.patch_at_use.__module__].set_patches
+        down = torch.zeros(4, size[1])
+        ratios = []
+        for count in range(3):
+            lora = [lambda w: torch.add(w, torch.zeros(len(w), 4) @ down)] * count
+            set_patches(big, "weight", lora)
+            with PeakStorage() as peak:
+                big.numbers(torch.device("cpu"), torch.bfloat16)
+            ratios.append((asked - without) / largest / (peak.peak / math.prod(size)))
+        return (" ".join(f"{ratio:.3f}" for ratio in ratios),)
+
+
 class WanProbeLatent:
     """A LATENT filled with one value."""
 
@@ -349,4 +385,5 @@ NODE_CLASS_MAPPINGS = {
     "WanProbePatch": WanProbePatch,
     "WanProbeSampler": WanProbeSampler,
     "WanProbeMemory": WanProbeMemory,
+    "WanProbeUnpacking": WanProbeUnpacking,
 }

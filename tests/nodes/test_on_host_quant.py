@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -213,6 +214,43 @@ def test_packed_text_encoders(host, form):
     wanted, got = conditioning(host, files.text_numbers_name(form), files.text_name(form))
     assert wanted.std() > 0.01
     assert relative(got, wanted) < SAME
+
+
+def test_memory_is_asked_for_unpacking(host):
+    """Enough for several LoRAs at once, which is more than one or none needs."""
+    packed, numbers = files.packed_name("Q8_0"), files.numbers_name("Q8_0")
+    graph: Graph = {name: loader(name) for name in (packed, numbers)}
+    graph["asked"] = node("WanProbeUnpacking", packed=(packed, 0), numbers=(numbers, 0))
+    graph["20"] = node("PreviewAny", source=("asked", 0))
+    none, one, several = map(float, host.run(graph)["20"]["text"][0].split())
+    assert several == pytest.approx(1, abs=0.1), (
+        none,
+        one,
+        several,
+    )  # measured: 0.94; the rest are slabs
+    assert none > one > several
+
+
+def test_folders_are_walked_again_only_when_they_changed(host, models):
+    def listed() -> list[str]:
+        kind, *rest = host.get("/object_info/WanExpertsLoader")["WanExpertsLoader"]["input"][
+            "required"
+        ]["model_high_noise"]
+        return kind if isinstance(kind, list) else rest[0]["options"]
+
+    folder = models / "diffusion_models" / "later" / "deeper"
+    folder.mkdir(parents=True)
+    assert "later/deeper/new.gguf" not in listed()
+    (folder / "new.gguf").write_bytes(b"GGUF")
+    assert "later/deeper/new.gguf" in listed()
+    shutil.rmtree(folder)
+    assert "later/deeper/new.gguf" not in listed()
+    graph: Graph = {
+        LOADER: loader(files.numbers_name("Q8_0")),
+        "walks": node("WanProbeWalks", model=(LOADER, 1)),
+        "20": node("PreviewAny", source=("walks", 0)),
+    }
+    assert host.run(graph)["20"]["text"][0] == "0"
 
 
 def test_packed_weights_are_not_saved(host):
