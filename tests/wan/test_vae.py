@@ -90,3 +90,13 @@ def test_refusals(vae):
         normalize(torch.zeros(1, 48, 1, 2, 2), CONFIG)
     with pytest.raises(ValueError, match="chunk 1 has 2 frames, not 4"):
         list(vae.encode_stream([torch.zeros(1, 3, 1, 16, 16), torch.zeros(1, 3, 2, 16, 16)]))
+
+
+@torch.no_grad()
+def test_frames_may_lie_in_memory_as_images_do(vae):
+    """A clip of images has its channels side by side, and may be a window of larger ones."""
+    images = torch.rand(9, 40, 56, 3) * 2 - 1
+    clip = images[:, 4:36, 2:50].permute(3, 0, 1, 2)[None]
+    wanted = vae.encode_whole(clip.contiguous())
+    got = torch.cat(list(vae.encode_stream(torch.split(clip, [1, 4, 4], dim=2))), dim=2)
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)

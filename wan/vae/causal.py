@@ -93,7 +93,8 @@ def join(frames: Sequence[Tensor]) -> Tensor:
     if len(frames) == 1:
         return frames[0]
     if channels_last(frames[-1]):
-        return torch.cat(list(frames), dim=1)
+        # Said again: of frames that are views into a larger clip, cat makes another order.
+        return torch.cat(list(frames), dim=1).contiguous(memory_format=torch.channels_last)
     return torch.stack(list(frames), dim=2).flatten(1, 2)
 
 
