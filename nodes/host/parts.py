@@ -15,6 +15,7 @@ from ...wan.checkpoint import (
     Checkpoint,
     check_keys,
     check_pair,
+    check_scales,
     detect_text_config,
     detect_transformer_config,
     detect_vae_config,
@@ -112,6 +113,7 @@ def _check(checkpoint: Checkpoint, network: Callable[..., nn.Module], config: An
     skeleton = _skeleton(network, config)
     check_keys(skeleton.state_dict(), checkpoint)
     replace_layers(skeleton, checkpoint.quants, lambda layer, _: layer)
+    check_scales(checkpoint, checkpoint.read_scales())
 
 
 # This and the next are asked for each prompt that is queued, and take a second at the real sizes.

@@ -18,6 +18,7 @@ from ..checkpoint import (
     find_parts,
     load_vae,
     open_checkpoint,
+    place,
 )
 from ..config import T2V_A14B, EncodingConfig, VAEConfig
 from ..shapes import pixel_frames, pixel_size
@@ -169,6 +170,7 @@ def run_fps(saved: SavedLatents) -> float:
 @torch.no_grad()
 def decoded(path: Path, latents: Tensor, device: torch.device, bits: int) -> Iterator[Tensor]:
     """Frames (n, H, W, 3) of ``bits`` as they come, n = 1, 4, 4, ...; memory does not grow with length."""
-    vae = load_vae(path, dtype=torch.float32).to(device)
+    vae = load_vae(path, dtype=torch.float32)
+    place(vae, device, torch.float32)
     for video in vae.decode_stream(latents.to(device, torch.float32)):
         yield to_frames(video[0], bits).cpu()

@@ -47,6 +47,7 @@ class Word(NamedTuple):
 def words(name: str) -> Iterator[Word]:
     """Words of a name, with their digits; a capital after small letters begins a new one."""
     breaks = r"(?<=[a-z])(?=[A-Z])|(?<=\d)(?=[A-Z][a-z])|(?<=[A-Z])(?=(?:High|Low)(?![a-z]))"
+    breaks += r"|(?<=\d)(?=(?:high|low)noise)"  # wan22lownoise
     inner = [match.start() for match in re.finditer(breaks, name)]
     for match in re.finditer(r"[A-Za-z0-9]+", name):
         cuts = [match.start(), *(cut for cut in inner if match.start() < cut < match.end())]
@@ -76,10 +77,11 @@ def _role(name: str, counts: Callable[[str, str, str], int | None]) -> str | Non
     spelled = [word.text for word in words(name)]
     found: tuple[set[str], set[str], set[str]] = (set(), set(), set())
     for text, after, then in zip(spelled, [*spelled[1:], ""], [*spelled[2:], "", ""], strict=False):
-        role = SPOKEN.get(re.sub(r"\d+[a-z]*$", "", text.lower()))
+        bare = re.sub(r"\d+[a-z]*$", "", text.lower())
+        role = SPOKEN.get(bare)
         if role is None:
             continue
-        noise = text.lower().rstrip("0123456789").endswith("noise") or after.lower() == "noise"
+        noise = bare.endswith("noise") or after.lower() == "noise"
         weight = 0 if noise else counts(text, after, then)
         if weight is not None:
             found[weight].add(role)
