@@ -23,7 +23,6 @@ from ...wan.shapes import (
     pixel_size,
 )
 from ...wan.vae import WanVAE
-from ...wan.video import to_uint8
 
 ELEMENTS_PER_PIXEL = 36.0
 """Peak number of activations of a streamed pass per pixel of a frame and base channel; measured:
@@ -173,23 +172,6 @@ def decode_images(vae: Any, latents: Tensor) -> Tensor:
 def check_vae(vae: Any, latents: Tensor) -> None:
     """:func:`check_latents` for any VAE, as far as it says what it needs."""
     check_latents(latents, getattr(vae, "latent_channels", latents.shape[1]))
-
-
-def uint8_frames(vae: Any, latents: Tensor) -> Iterator[Tensor]:
-    """Decoded frames of one clip ``(1, C, T, h, w)`` from any VAE, streamed where it can.
-
-    Yields:
-        ``(frames, H, W, 3)`` uint8, by the official rule.
-    """
-    bar = comfy.utils.ProgressBar(latents.shape[2])
-    if not isinstance(vae, HostVAE):
-        pixels = decode_images(vae, latents)
-        bar.update_absolute(bar.total)
-        yield to_uint8(rearrange(_to_signed(pixels), "f h w c -> c f h w"))
-        return
-    for chunk in vae.decode_stream(latents):
-        yield to_uint8(chunk[0])
-        bar.update(1)
 
 
 def _to_signed(image: Tensor) -> Tensor:
