@@ -100,7 +100,7 @@ def test_sheet_of_a_stream_is_spread_evenly(count: int, shape: tuple[int, int]) 
 
 def test_sheet_of_16_bits_shows_the_same() -> None:
     frames = smooth(3)
-    deep = (frames.int() * 257).to(torch.uint16)
+    deep = (frames.int() * 256 + 77).to(torch.uint16)
     sheets = [Sheet(3), Sheet(3)]
     sheets[0].add(frames)
     sheets[1].add(deep)
