@@ -103,9 +103,9 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
                     options=list(FORMATS),
                     default=FORMATS[0],
                     optional=True,
-                    tooltip="H.264 plays everywhere. H.265 is smaller; its 10 bits keep skies and fog "
-                    "free of bands. PNG sequences are lossless, of 8 or 16 bits, in a folder of "
-                    "their own.",
+                    tooltip="H.264 plays everywhere. H.265 is smaller, and its 10 bits keep skies and "
+                    "fog free of bands, but not every browser shows it. PNG sequences are lossless, "
+                    "of 8 or 16 bits, in a folder of their own.",
                 ),
                 io.Int.Input(
                     "crf",
