@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d, interpolate, rms_norm, silu
 
 from ..attention import sdpa
 from ..ops import Ops, cast_like, current
-from .causal import CausalCache, conv_clip, conv_frame, conv_joined, join
+from .causal import CausalCache, conv_clip, conv_frame, conv_frames
 
 NORM_EPS = 1e-12
 SLAB_ELEMENTS = 1 << 22
@@ -100,7 +100,7 @@ class ResidualBlock(nn.Module):
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
         """Map the next frame ``(B, in_dim, H, W)`` to ``(B, out_dim, H, W)``."""
         first_norm, _, first, second_norm, _, _, second = self.residual
-        skip = x if isinstance(self.shortcut, nn.Identity) else conv_joined(self.shortcut, x, 1)
+        skip = x if isinstance(self.shortcut, nn.Identity) else conv_frames(self.shortcut, [x])
         x = conv_frame(first, activate(first_norm, x), cache)  # type: ignore[arg-type]
         x = activate(second_norm, x)  # type: ignore[arg-type]
         return conv_frame(second, x, cache).add_(skip)
@@ -167,12 +167,15 @@ class Downsample(nn.Module):
         if not self.temporal:
             return [x]
         past = cache.past(self.time_conv)
-        if past is None or len(past) < 2:
-            cache.keep(self.time_conv, [*(past or ()), x])
-            return [] if past else [x]
+        if past is None:
+            cache.keep(self.time_conv, [x])
+            return [x]
+        between = cache.take(self)
+        if between is None:
+            cache.set_aside(self, x)
+            return []
         cache.keep(self.time_conv, [x])
-        joined = join([*(f.to(x.device) for f in past), x])
-        return [conv_joined(self.time_conv, joined, 3)]
+        return [conv_frames(self.time_conv, [past[0].to(x.device), between, x])]
 
     def _halved(self, x: Tensor) -> Tensor:
         # Padding 2 on all sides and dropping the first row and column is padding 1 at the end

@@ -31,6 +31,7 @@ class CausalCache:
         """Start a new stream; its past lives on ``device``, or where it is made if None."""
         self._device = device
         self._past: dict[nn.Module, Frames] = {}
+        self._waiting: dict[nn.Module, Tensor] = {}
         self._watching = False
         self.moved = False
 
@@ -45,6 +46,14 @@ class CausalCache:
             before = self._past.get(layer, ())
             self.moved = len(before) != len(held) or not all(map(torch.equal, before, held))
         self._past[layer] = held
+
+    def set_aside(self, layer: nn.Module, frame: Tensor) -> None:
+        """Let ``frame`` wait for the next one, which ``layer`` takes it with."""
+        self._waiting[layer] = frame
+
+    def take(self, layer: nn.Module) -> Tensor | None:
+        """The frame that waits for ``layer``, no longer waiting, or None."""
+        return self._waiting.pop(layer, None)
 
     def watch(self, watching: bool) -> None:
         """From now on set ``moved`` when any layer's past becomes other numbers than it was."""
@@ -76,44 +85,43 @@ def conv_frame(conv: Any, x: Tensor, cache: CausalCache) -> Tensor:
     """One output frame of :func:`conv_clip`: ``x`` is the next frame of the stream.
 
     Returns:
-        ``(B, C_out, H_out, W_out)`` in the memory order of ``x``.
+        ``(B, C_out, H_out, W_out)``.
     """
-    context = conv.kernel_size[0] - 1
-    if not context:
-        return conv_joined(conv, x, 1)
-    frames = [*(f.to(x.device) for f in cache.past(conv) or ()), x]
-    count, joined = len(frames), join(frames)
-    cache.keep(conv, frames[-context:])
-    del frames  # the oldest frame is free before the convolution needs room
-    return conv_joined(conv, joined, count)
+    frames = [x]
+    if context := conv.kernel_size[0] - 1:
+        frames = [*(f.to(x.device) for f in cache.past(conv) or ()), x]
+        cache.keep(conv, frames[-context:])
+    return conv_frames(conv, frames)
 
 
-def join(frames: Sequence[Tensor]) -> Tensor:
-    """Consecutive frames as one with ``len(frames) * C`` channels, for :func:`conv_joined`."""
-    if len(frames) == 1:
-        return frames[0]
-    if channels_last(frames[-1]):
-        # Said again: of frames that are views into a larger clip, cat makes another order.
-        return torch.cat(list(frames), dim=1).contiguous(memory_format=torch.channels_last)
-    return torch.stack(list(frames), dim=2).flatten(1, 2)
-
-
-def conv_joined(conv: Any, joined: Tensor, count: int) -> Tensor:
+def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
     """A 3-D convolution with one output frame, as the 2-D convolution it is.
 
-    Time and channels are summed alike, so ``count`` frames of C channels are one of ``count * C``.
-    With fewer frames than the kernel is long the clip has just begun: the kernel's earlier part
-    would meet zeros and is left out.
+    Time and channels are summed alike, so n frames of C channels are one of n * C. With fewer
+    frames than the kernel is long the clip has just begun: the kernel's earlier part would meet
+    zeros and is left out.
+
+    Args:
+        conv: a Conv3d without temporal padding.
+        frames: ``(B, C, H, W)`` each, oldest first; used up, so that nothing but the joined one is
+            held while the convolution runs.
+
+    Returns:
+        ``(B, C_out, H_out, W_out)``.
     """
-    weight = current(conv, "weight", joined)[:, :, -count:]
-    if count == 1:
+    x = frames[-1]
+    weight = current(conv, "weight", x)[:, :, -len(frames) :]
+    bias = None if conv.bias is None else current(conv, "bias", x)
+    if len(frames) == 1:
         weight = weight[:, :, 0]
-    elif channels_last(joined):
+    elif channels_last(x):
+        x = torch.cat(frames, dim=1)
         weight = weight.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
     else:
+        x = torch.stack(frames, dim=2).flatten(1, 2)
         weight = weight.flatten(1, 2)
-    bias = None if conv.bias is None else current(conv, "bias", joined)
-    return conv2d(joined, weight, bias, padding=conv.padding[1:])
+    frames.clear()
+    return conv2d(x, weight, bias, padding=conv.padding[1:])
 
 
 def channels_last(frame: Tensor) -> bool:

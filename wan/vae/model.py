@@ -19,7 +19,7 @@ from ..config import VAEConfig
 from ..ops import Ops, TorchOps
 from ..shapes import TEMPORAL_STRIDE, check_size, latent_frames
 from .blocks import AttentionBlock, Downsample, Head, ResidualBlock, Upsample
-from .causal import conv_clip, conv_frame, conv_joined
+from .causal import conv_clip, conv_frame, conv_frames
 from .encoding import EncoderRun
 from .strips import WHOLE, DecodePlan, DecoderRun, run_strip, split_rows
 
@@ -103,6 +103,8 @@ class Encoder(nn.Module):
         ``frames`` are used up. ``repeated`` says that they equal those of the chunk before.
         """
         stages = self.stages()
+        # A copy: frames may be windows of images, in a memory order that convolutions do not keep.
+        frames = [frame.clone(memory_format=torch.channels_last) for frame in frames]
         for index, layers in enumerate(stages):
             frames = [_laid_out(frame, large=2 * index < len(stages)) for frame in frames]
             frames, repeated = run.stage(index, layers, frames, repeated)
@@ -261,7 +263,7 @@ class WanVAE(nn.Module):
         self._check_latents(latents)
         run = DecoderRun(plan)
         for latent in latents.unbind(2):
-            z = conv_joined(self.conv2, latent.contiguous(), 1)
+            z = conv_frames(self.conv2, [latent.contiguous()])
             yield torch.stack([*self.decoder.step(z, run)], dim=2).clamp_(-1, 1)
 
     def encode(self, video: Tensor) -> Tensor:
