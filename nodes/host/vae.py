@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.ops
 import comfy.sd
 import comfy.utils
 import torch
@@ -22,11 +22,19 @@ from ...wan.shapes import (
     pixel_frames,
     pixel_size,
 )
-from ...wan.vae import WanVAE
+from ...wan.vae import (
+    DecodePlan,
+    WanVAE,
+    decode_bytes,
+    encode_bytes,
+    next_plan,
+    strips_for,
+)
 
-ELEMENTS_PER_PIXEL = 36.0
-"""Peak number of activations of a streamed pass per pixel of a frame and base channel; measured:
-32 decoding, 22 encoding, whatever the length."""
+log = logging.getLogger(__name__)
+
+COUNTED = 0.85
+"""Share of the memory in use that the layers account for; the rest is left to kernels and gaps."""
 
 
 class HostVAE(comfy.sd.VAE):
@@ -35,18 +43,23 @@ class HostVAE(comfy.sd.VAE):
     """
 
     def __init__(self, config: VAEConfig, weights: dict[str, Tensor]) -> None:
-        """``weights`` have official keys. ``comfy.sd.VAE.__init__`` is skipped: it builds its own."""
+        """``weights`` have official keys. ``comfy.sd.VAE.__init__`` is skipped: it builds its own.
+
+        There is one copy of the weights, in the dtype of the file; layers cast them at use. So
+        decoding can be in bfloat16, and encoding in float32 with nothing lost.
+        """
         self.config = config
         self.device = mm.vae_device()
         self.working_dtypes = [torch.bfloat16, torch.float16, torch.float32]
         self.vae_dtype = mm.vae_dtype(self.device, self.working_dtypes)
+        # Unless the user asked the host for another: what is encoded is seen by every step.
+        self.encode_dtype = mm.vae_dtype(self.device, [torch.float32])
         self.output_device = mm.intermediate_device()
         self._describe()
         offload = mm.vae_offload_device()
-        model = WanVAE(config, ops=comfy.ops.disable_weight_init, dtype=self.vae_dtype)
-        model.eval().requires_grad_(False)
-        model.load_state_dict(weights)
-        self.first_stage_model = model.to(offload)
+        model = WanVAE(config, device=torch.device("meta")).eval()
+        model.load_state_dict(weights, assign=True)
+        self.first_stage_model = model.requires_grad_(False).to(offload)
         # Not the paging patcher: the bare norm weights of the VAE must be on the device in full.
         self.patcher = comfy.model_patcher.ModelPatcher(
             model, load_device=self.device, offload_device=offload
@@ -74,13 +87,23 @@ class HostVAE(comfy.sd.VAE):
         self.memory_used_encode = self._encode_bytes
 
     def _decode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
-        return self._encode_bytes(pixel_size(*shape[-2:]), dtype)
+        """What to ask the host for: the need of the fastest plan this device could hold at all."""
+        reserved = self.patcher.model_size() + mm.extra_reserved_memory()
+        plan = self._plan(shape, dtype, mm.get_total_memory(self.device) - reserved)
+        return decode_bytes(*pixel_size(*shape[-2:]), self.config, dtype, plan) / COUNTED
 
     def _encode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
-        return ELEMENTS_PER_PIXEL * self.config.dim * shape[-2] * shape[-1] * mm.dtype_size(dtype)
+        return encode_bytes(shape[-2], shape[-1], self.config, dtype) / COUNTED
+
+    def _plan(self, shape: Any, dtype: torch.dtype, free: float) -> DecodePlan:
+        return strips_for(*pixel_size(*shape[-2:]), self.config, dtype, free * COUNTED)
 
     def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
         """Decode one clip as it comes.
+
+        Where memory is short the clip is decoded in strips, which give the same frames. If it runs out
+        on the way, the clip is run again in smaller strips up to the frame it stopped at, and
+        goes on from there: no frame is given twice.
 
         Args:
             latents: (1, C, T, h, w) raw latents, as on the LATENT socket.
@@ -94,10 +117,28 @@ class HostVAE(comfy.sd.VAE):
         check_latents(latents, self.config.z_dim)
         needed = self._decode_bytes(latents.shape, self.vae_dtype)
         mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
+        plan: DecodePlan | None = self._plan(
+            latents.shape, self.vae_dtype, mm.get_free_memory(self.device)
+        )
         latents = latents.to(self.device, self.vae_dtype)
-        for chunk in self.first_stage_model.decode_stream(latents):
-            mm.throw_exception_if_processing_interrupted()
-            yield chunk.to(self.output_device).float()
+        done = 0
+        while plan is not None:
+            try:
+                for index, chunk in enumerate(self.first_stage_model.decode_stream(latents, plan)):
+                    mm.throw_exception_if_processing_interrupted()
+                    if index == done:
+                        done += 1
+                        yield chunk.to(self.output_device).float()
+                return
+            except torch.cuda.OutOfMemoryError:
+                height = pixel_size(*latents.shape[-2:])[0]
+                if (smaller := next_plan(height, plan)) is None:
+                    raise
+                log.warning(
+                    "Out of memory at latent frame %d with %s; trying %s", done, plan, smaller
+                )
+                plan = smaller
+            mm.soft_empty_cache()
 
     def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
         """Raw latents ``(B, C, T, h, w)`` or ``(B, C, h, w)`` to ``(B, F, H, W, 3)`` in [0, 1]."""
@@ -137,20 +178,23 @@ class HostVAE(comfy.sd.VAE):
 
     def _encode_clip(self, frames: Tensor) -> Tensor:
         frames = self.vae_encode_crop_pixels(frames)
-        needed = self._encode_bytes((*frames.shape[1:3],), self.vae_dtype)
+        size = (*frames.shape[1:3],)
+        needed = self._encode_bytes(size, self.encode_dtype)
         mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
+        offload = needed > mm.get_free_memory(self.device)
         count = latent_frames_within(len(frames))
         clip = rearrange(frames[: pixel_frames(count)], "f h w c -> 1 c f h w")
         sizes = [1] + [TEMPORAL_STRIDE] * (count - 1)
         latents = []
-        for latent in self.first_stage_model.encode_stream(self._prepare(clip, sizes)):
+        chunks = self._prepare(clip, sizes)
+        for latent in self.first_stage_model.encode_stream(chunks, offload=offload):
             mm.throw_exception_if_processing_interrupted()
             latents.append(latent.to(self.output_device).float())
         return torch.cat(latents, dim=2)
 
     def _prepare(self, clip: Tensor, sizes: list[int]) -> Iterator[Tensor]:
         for chunk in torch.split(clip, sizes, dim=2):
-            yield self.process_input(chunk).to(self.device, self.vae_dtype)
+            yield self.process_input(chunk).to(self.device, self.encode_dtype)
 
 
 def check_latents(latents: Tensor, channels: int) -> None:

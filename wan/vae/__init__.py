@@ -1,8 +1,10 @@
 """The causal streaming video VAE."""
 
 from .causal import CausalCache as CausalCache
+from .memory import PLANS as PLANS
 from .memory import decode_bytes as decode_bytes
 from .memory import encode_bytes as encode_bytes
+from .memory import next_plan as next_plan
 from .memory import strips_for as strips_for
 from .model import WanVAE as WanVAE
 from .model import denormalize as denormalize

@@ -108,10 +108,21 @@ def strips_for(
     height: int, width: int, config: VAEConfig, dtype: torch.dtype, budget_bytes: float
 ) -> DecodePlan:
     """The fastest plan whose :func:`decode_bytes` fit the budget, or the smallest there is."""
-    plans = [plan for plan in PLANS if plan.strips <= height // SPATIAL_STRIDE]
+    plans = _possible(height)
     needs = {plan: decode_bytes(height, width, config, dtype, plan) for plan in plans}
     fitting = [plan for plan in plans if needs[plan] <= budget_bytes]
     return fitting[0] if fitting else min(plans, key=lambda plan: needs[plan])
+
+
+def next_plan(height: int, plan: DecodePlan) -> DecodePlan | None:
+    """The plan to try when memory ran out in ``plan``, or None after the last."""
+    plans = _possible(height)
+    after = plans[plans.index(plan) + 1 :] if plan in plans else plans[-1:]
+    return after[0] if after else None
+
+
+def _possible(height: int) -> list[DecodePlan]:
+    return [plan for plan in PLANS if plan.strips <= height // SPATIAL_STRIDE]
 
 
 def _on_meta(config: VAEConfig) -> WanVAE:
