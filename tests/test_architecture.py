@@ -16,7 +16,7 @@ LEVELS = (
     {"shapes", "config", "ops", "files", "keys", "__version__"},
     {"rope", "attention", "layers", "schedule", "guidance", "quant"},
     {"transformer", "vae", "text", "solvers", "experts", "conditioning"},
-    {"checkpoint", "lora", "caching", "state", "sampling", "video"},
+    {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "video"},
     {"pipeline", "convert"},
     {"cli"},
     {"__main__", "__init__"},

@@ -90,6 +90,19 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MotionConfig:
+    """The first phase of three: the high-noise expert without its distill LoRA, to keep motion.
+
+    Attributes:
+        until: the lowest timestep it runs at, 0 to 1000.
+        guidance: its guidance scale; the distilled phases after it run at 1.
+    """
+
+    until: float = 965.0
+    guidance: float = 3.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EncodingConfig:
     """How a clip becomes a file.
 

@@ -53,23 +53,21 @@ def is_high(level: float, boundary: float) -> bool:
     return level >= boundary - BOUNDARY_TOLERANCE
 
 
-def select(stages: Sequence[Stage], level: float) -> int:
+def select(boundaries: Sequence[float], level: float) -> int:
     """Index of the stage that runs at ``level``: the first whose boundary is not above it."""
-    check_stages(stages)
-    return next(i for i, stage in enumerate(stages) if is_high(level, stage.boundary))
+    return next(i for i, boundary in enumerate(boundaries) if is_high(level, boundary))
 
 
-def check_stages(stages: Sequence[Stage]) -> None:
-    """Raise ValueError unless the boundaries descend from noise to clean and end at 0."""
-    boundaries = [stage.boundary for stage in stages]
+def check_order(boundaries: Sequence[float]) -> None:
+    """Raise ValueError unless the ``boundaries`` of stages never ascend and end at 0."""
     if not boundaries or boundaries[-1] != 0:
         raise ValueError(
-            f"stages with boundaries {boundaries} do not reach noise level 0; "
+            f"stages with boundaries {list(boundaries)} do not reach noise level 0; "
             "give the last stage boundary 0"
         )
     if any(after > before for before, after in pairwise(boundaries)):
         raise ValueError(
-            f"stages with boundaries {boundaries} are not in order; put the high-noise stage first"
+            f"stages with boundaries {list(boundaries)} are not in order; put the high-noise stage first"
         )
 
 
@@ -80,12 +78,13 @@ def route(stages: Sequence[Stage], schedule: Schedule) -> Velocity:
     higher level, so that weights change hands at most once. Make a new one for every run.
     """
     stages = tuple(stages)
-    check_stages(stages)
+    boundaries = [stage.boundary for stage in stages]
+    check_order(boundaries)
     current = 0
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         nonlocal current
-        current = max(current, select(stages, schedule.level(sigma)))
+        current = max(current, select(boundaries, schedule.level(sigma)))
         return stages[current].velocity(x, sigma)
 
     return velocity

@@ -139,8 +139,8 @@ def _stages(*boundaries: float) -> list[E.Stage]:
 
 
 def test_select_takes_the_first_stage_that_reaches_the_level() -> None:
-    stages = _stages(0.9, 0.5, 0.0)
-    assert [E.select(stages, s) for s in (1.0, 0.9, 0.89, 0.5, 0.49, 0.0)] == [0, 0, 1, 1, 2, 2]
+    boundaries = (0.9, 0.5, 0.0)
+    assert [E.select(boundaries, s) for s in (1.0, 0.9, 0.89, 0.5, 0.49, 0.0)] == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_stages_are_checked(boundaries: tuple[float, ...], message: str) -> None
     with pytest.raises(ValueError, match=message):
         E.route(_stages(*boundaries), ANY)
     with pytest.raises(ValueError, match=message):
-        E.select(_stages(*boundaries), 0.7)
+        E.check_order(boundaries)
 
 
 def test_route_is_latched_for_one_run() -> None:

@@ -1,0 +1,75 @@
+"""The plan of a run: which stage runs each step, known before anything heavy is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from .experts import check_boundary, check_order, select
+from .guidance import Guidance
+from .schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpec:
+    """One stage of a run, without its network.
+
+    Attributes:
+        name: for reports, such as ``high noise``.
+        boundary: lowest noise level it runs on, inclusive, in [0, 1]; 0 for the last stage.
+        guidance: its guidance scale over the noise level.
+    """
+
+    name: str
+    boundary: float
+    guidance: Guidance
+
+    def __post_init__(self) -> None:
+        check_boundary(self.boundary)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RunPlan:
+    """What runs where; the library and ComfyUI's nodes run exactly this.
+
+    Attributes:
+        schedule: noise levels of the run and what the network is told of them.
+        shift: the shift behind ``schedule``.
+        stages: at least one, from noise to clean; two experts are two stages.
+        notes: what a person should know before waiting for the result, one sentence each.
+
+    Raises:
+        ValueError: the stages' boundaries ascend or do not end at 0.
+    """
+
+    schedule: Schedule
+    shift: float
+    stages: tuple[StageSpec, ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_order(self.boundaries)
+
+    @property
+    def boundaries(self) -> tuple[float, ...]:
+        """The lowest noise level of each stage."""
+        return tuple(stage.boundary for stage in self.stages)
+
+    def stage_of(self, sigma: float) -> int:
+        """Index of the stage that is due at the noise level ``sigma``; ties go to the earlier one."""
+        return select(self.boundaries, self.schedule.level(sigma))
+
+    def stage_at(self, step: int) -> int:
+        """Index of the stage that runs ``step`` (0..N-1)."""
+        return self._owners()[step]
+
+    def steps_of(self, index: int) -> range:
+        """The steps (0..N-1) that stage ``index`` runs; empty if it runs none."""
+        owners = self._owners()
+        first = sum(owner < index for owner in owners)
+        return range(first, first + owners.count(index))
+
+    def _owners(self) -> list[int]:
+        """The stage of each step; once one has run, earlier ones never do, see ``route``."""
+        due = (select(self.boundaries, level) for level in self.schedule.levels())
+        return list(accumulate(due, max))
