@@ -8,8 +8,10 @@ returns the velocity ``noise - clean``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -130,6 +132,31 @@ def _shifted(steps: int, shift: float) -> Schedule:
     return _schedule("shifted", 1.0, steps, shift, float)
 
 
+def _lightning(steps: int, shift: float) -> Schedule:
+    """The grid of 4-step Lightning models: 1000, 750, 500, 250 before the shift, exact timesteps.
+
+    Source: ``denoising_step_list`` of LightX2V's Wan2.2 distill configurations.
+    """
+    _check_count("lightning", steps, 4)
+    return _schedule("lightning", 1.0, steps, shift, float)
+
+
+LCM_TIMESTEPS = (1000, 757, 522)
+"""What FastWan models are distilled on, shift included (FastVideo, ``dmd_denoising_steps``)."""
+
+
+def _lcm(steps: int, shift: float) -> Schedule:
+    """The list of 3-step DMD models as it is: ``shift`` does not act on it."""
+    del shift
+    _check_count("lcm", steps, len(LCM_TIMESTEPS))
+    return custom_schedule(LCM_TIMESTEPS, name="lcm")
+
+
+def _check_count(name: str, steps: int, only: int) -> None:
+    if steps != only:
+        raise ValueError(f"steps={steps} does not fit the {name} schedule; use its {only} steps")
+
+
 def _schedule(
     name: str, top: float, steps: int, shift: float, as_timestep: Callable[[float], float]
 ) -> Schedule:
@@ -150,6 +177,8 @@ SCHEDULES: dict[str, Callable[[int, float], Schedule]] = {
     "unipc": _unipc,
     "dpm++": _dpmpp,
     "shifted": _shifted,
+    "lightning": _lightning,
+    "lcm": _lcm,
 }
 """Name -> grid: ``(steps, shift) -> Schedule``. Call them through :func:`make_schedule`."""
 
@@ -167,3 +196,62 @@ def make_schedule(name: str, *, steps: int, shift: float) -> Schedule:
     if not (math.isfinite(shift) and shift > 0):
         raise ValueError(f"shift={shift} is not a positive number; use 1 (no shift) to 16")
     return SCHEDULES[name](steps, shift)
+
+
+def custom_schedule(timesteps: Sequence[float], *, name: str = "custom") -> Schedule:
+    """The schedule of a list of ``timesteps``, such as one published with a distilled model.
+
+    The noise levels are the timesteps over 1000 and the network is told the timesteps as they are:
+    whole ones in the list are whole for the network. The run goes on from the last one to 0.
+
+    Args:
+        timesteps: at least one, strictly descending in [0, 1000]; a 0 at the end may be left out.
+        name: for reports.
+
+    Raises:
+        ValueError: an empty list, a timestep out of range, or one that is not below the one before.
+    """
+    given = list(timesteps)
+    if given and given[-1] == 0:
+        given.pop()
+    if not given:
+        raise ValueError("the list has no timesteps; give some, such as 1000, 750, 500, 250")
+    for timestep in given:
+        if not 0 <= timestep <= TRAIN_TIMESTEPS:
+            raise ValueError(
+                f"timestep {timestep:g} of the list is not within 0 to 1000; use 1000 for pure noise"
+            )
+    for before, after in pairwise(given):
+        if not after < before:
+            raise ValueError(
+                f"timestep {after:g} of the list comes after {before:g}; "
+                "go down with every step, from noise (1000) to clean (0)"
+            )
+    levels = [timestep / TRAIN_TIMESTEPS for timestep in given]
+    return Schedule(
+        name=name,
+        sigmas=torch.tensor([*levels, 0.0], dtype=torch.float32),
+        timesteps=torch.tensor(given, dtype=torch.float64),
+    )
+
+
+def parse_timesteps(text: str) -> list[float]:
+    """The timesteps written in ``text``, for :func:`custom_schedule`.
+
+    Separated by commas, semicolons, spaces or lines, in any brackets: ``[1000, 750, 500, 250]``. Where
+    the largest number is at most 1, they are noise levels and become timesteps.
+
+    Raises:
+        ValueError: something is not a number.
+    """
+    words = re.split(r"[\s,;()\[\]]+", text)
+    try:
+        numbers = [float(word) for word in words if word]
+    except ValueError as error:
+        raise ValueError(
+            f"the list {text.strip()!r} holds what is not a number; "
+            "write timesteps such as 1000, 750, 500, 250"
+        ) from error
+    if numbers and max(numbers) <= 1:
+        return [TRAIN_TIMESTEPS * number for number in numbers]
+    return numbers

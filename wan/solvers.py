@@ -1,7 +1,7 @@
-"""ODE solvers of flow matching: one signature, one table.
+"""Solvers of flow matching: one signature, one table.
 
-A solver advances ``x`` from ``sigmas[step]`` to ``sigmas[step + 1]`` with one velocity evaluation.
-``velocity`` is ``noise - clean``, so the clean prediction is ``x - sigma * velocity``.
+A solver advances ``x`` from ``sigmas[step]`` to ``sigmas[step + 1]`` with one velocity evaluation
+(Heun: two). ``velocity`` is ``noise - clean``, so the clean prediction is ``x - sigma * velocity``.
 
 Scalars are 0-dim float32 tensors on the CPU, computed from the float32 sigmas in the order of the
 official code. Near sigma 1 float32 is coarse for ``ln((1 - sigma) / sigma)``; better precision
@@ -11,7 +11,7 @@ would give other numbers than every published Wan clip. ``x`` and the state are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,18 +27,20 @@ MAX_ORDER = 2
 class SolverState:
     """What a solver remembers between two steps; ``SolverState()`` is the start of a run.
 
-    Immutable, and nothing but tensors and an int: saving the fields and building the object again
+    Immutable, and nothing but tensors and ints: saving the fields and building the object again
     resumes a run bit for bit.
 
     Attributes:
         history: clean predictions of the latest steps, newest last, each (B, C, T, H, W) float32.
         last: UniPC only: the corrected sample from which the latest step was taken.
         order: UniPC only: order of the latest step, 0 before the first.
+        seed: LCM only: of the noise it adds, 0 to 2**64 - 1. A run of any solver keeps it.
     """
 
     history: tuple[Tensor, ...] = ()
     last: Tensor | None = None
     order: int = 0
+    seed: int = 0
 
 
 START = SolverState()
@@ -119,12 +121,29 @@ def euler(
     velocity: Velocity, x: Tensor, sigmas: Tensor, step: int, state: SolverState
 ) -> tuple[Tensor, SolverState]:
     """Explicit Euler, first order (Euler 1768; DDIM is the same step under flow matching)."""
-    del state
     sigmas = _prepare(sigmas, step)
     sigma = sigmas[step]
     v = velocity(x, sigma.item()).float()
     x_next = x + (sigmas[step + 1] - sigma) * v
-    return x_next, SolverState(history=(x - sigma * v,))
+    return x_next, replace(state, history=(x - sigma * v,))
+
+
+def heun(
+    velocity: Velocity, x: Tensor, sigmas: Tensor, step: int, state: SolverState
+) -> tuple[Tensor, SolverState]:
+    """Heun's trapezoidal rule, second order (Heun 1900; arXiv 2206.00364): Euler, then once more.
+
+    The mean of the velocities at both ends of the step. A step to level 0 is Euler's: there is no
+    network at 0. The clean prediction it remembers is the one at the start of the step.
+    """
+    sigmas = _prepare(sigmas, step)
+    sigma, sigma_next = sigmas[step], sigmas[step + 1]
+    v = velocity(x, sigma.item()).float()
+    x_next = x + (sigma_next - sigma) * v
+    if sigma_next > 0:
+        mean = 0.5 * (v + velocity(x_next, sigma_next.item()).float())
+        x_next = x + (sigma_next - sigma) * mean
+    return x_next, replace(state, history=(x - sigma * v,))
 
 
 def dpmpp_2m(
@@ -134,7 +153,7 @@ def dpmpp_2m(
     sigmas = _prepare(sigmas, step)
     denoised = _denoise(velocity, x, sigmas[step])
     x_next = _predict(x, denoised, sigmas, step, _order(sigmas, step, state), state)
-    return x_next, SolverState(history=(denoised,))
+    return x_next, replace(state, history=(denoised,))
 
 
 def unipc(
@@ -152,10 +171,53 @@ def unipc(
     order = _order(sigmas, step, state)
     x_next = _predict(x, denoised, sigmas, step, order, state)
     history = (*state.history, denoised)[-MAX_ORDER:]
-    return x_next, SolverState(history=history, last=x, order=order)
+    return x_next, replace(state, history=history, last=x, order=order)
 
 
-SOLVERS: dict[str, Solver] = {"unipc": unipc, "dpm++": dpmpp_2m, "euler": euler}
+def lcm(
+    velocity: Velocity, x: Tensor, sigmas: Tensor, step: int, state: SolverState
+) -> tuple[Tensor, SolverState]:
+    """The step of consistency models (arXiv 2310.04378, 2405.14867): predict clean, add fresh noise.
+
+    Stochastic: for networks distilled to predict the clean clip at once, on few levels. The noise of
+    a step depends on ``state.seed`` and ``step`` alone. The step to level 0 adds none.
+    """
+    sigmas = _prepare(sigmas, step)
+    sigma_next = sigmas[step + 1]
+    denoised = _denoise(velocity, x, sigmas[step])
+    after = replace(state, history=(denoised,))
+    if sigma_next == 0:
+        return denoised, after
+    return (1 - sigma_next) * denoised + sigma_next * _fresh_noise(x, state.seed, step), after
+
+
+def _fresh_noise(like: Tensor, seed: int, step: int) -> Tensor:
+    """Standard normal noise of ``step``, shaped like ``like``, drawn on the CPU in float32."""
+    # SplitMix64: torch's CPU generator takes 32 bits of a seed, and seed + step would give
+    # neighbouring seeds the same noise one step apart.
+    mixed = (seed + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> shift)) * factor % 2**64
+    generator = torch.Generator("cpu").manual_seed(mixed ^ (mixed >> 31))
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.device)
+
+
+SOLVERS: dict[str, Solver] = {
+    "unipc": unipc,
+    "dpm++": dpmpp_2m,
+    "euler": euler,
+    "heun": heun,
+    "lcm": lcm,
+}
+
+EVALUATIONS = {"unipc": 1, "dpm++": 1, "euler": 1, "heun": 2, "lcm": 1}
+"""Velocity evaluations of a step: at its first level, then at the levels after it, but none at 0."""
+
+
+def evaluated(name: str, sigmas: Tensor, step: int) -> list[float]:
+    """The levels of ``sigmas`` (N+1,) at which ``step`` of solver ``name`` evaluates the velocity."""
+    get_solver(name)
+    return [level for level in sigmas[step : step + EVALUATIONS[name]].tolist() if level > 0]
 
 
 def get_solver(name: str) -> Solver:

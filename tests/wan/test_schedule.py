@@ -22,6 +22,9 @@ OFFICIAL_TIMESTEPS = {
     ("dpm++", 4, 5.0): "1000 937 833 625",
 }
 
+GRIDS = ("unipc", "dpm++", "shifted")
+"""Schedules of any number of steps; the others have their own."""
+
 
 @pytest.mark.parametrize(("name", "steps", "shift"), OFFICIAL_TIMESTEPS)
 def test_timesteps_are_the_official_integers(name: str, steps: int, shift: float) -> None:
@@ -53,7 +56,7 @@ def test_shifted_feeds_fractional_timesteps() -> None:
     assert schedule.sigmas.tolist() == pytest.approx([1, 0.9375, 2.5 / 3, 0.625, 0], abs=1e-7)
 
 
-@pytest.mark.parametrize("name", S.SCHEDULES)
+@pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 40, 200])
 @pytest.mark.parametrize("shift", [1.0, 5.0, 16.0])
 def test_documented_shapes_dtypes_and_ranges(name: str, steps: int, shift: float) -> None:
@@ -77,7 +80,7 @@ def test_first_official_sigma_comes_from_float32_storage() -> None:
     assert S.OFFICIAL_SIGMA_MAX == stored != 0.999
 
 
-@pytest.mark.parametrize("name", S.SCHEDULES)
+@pytest.mark.parametrize("name", GRIDS)
 def test_every_grid_level_gives_its_own_timestep(name: str) -> None:
     schedule = S.make_schedule(name, steps=50, shift=5.0)
     for sigma, t in zip(schedule.sigmas[:-1].tolist(), schedule.timesteps.tolist(), strict=True):
@@ -96,6 +99,76 @@ def test_a_level_off_the_grid_is_not_truncated() -> None:
     assert schedule.timestep(0.9) == 900.0
     assert schedule.timestep(0.90051) == pytest.approx(900.51)
     assert schedule.timestep(0.0) == 0.0
+
+
+def test_lightning_is_the_published_list_shifted() -> None:
+    """LightX2V reads 1000, 750, 500, 250 as places in a float32 table of 1000 shifted levels."""
+    for shift in (3.0, 5.0, 12.0):
+        table = torch.linspace(1.0, 0.0, 1001)[:-1]
+        table = shift * table / (1 + (shift - 1) * table)
+        published = table[[1000 - t for t in (1000, 750, 500, 250)]]
+        schedule = S.make_schedule("lightning", steps=4, shift=shift)
+        assert (schedule.sigmas[:-1] - published).abs().max() < 1e-7
+        assert (schedule.timesteps - 1000 * published).abs().max() < 1e-4
+        assert schedule.sigmas[-1] == 0
+    assert S.make_schedule("lightning", steps=4, shift=5.0).timesteps.tolist() == pytest.approx(
+        [1000, 937.5, 2500 / 3, 625], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("shift", [1.0, 8.0])
+def test_the_lcm_list_is_taken_as_it_is(shift: float) -> None:
+    schedule = S.make_schedule("lcm", steps=3, shift=shift)
+    assert schedule.name == "lcm"
+    assert schedule.timesteps.tolist() == [1000, 757, 522]
+    assert schedule.sigmas.tolist() == torch.tensor([1.0, 0.757, 0.522, 0.0]).tolist()
+
+
+def test_a_list_of_timesteps_is_a_schedule() -> None:
+    causvid = [1000, 934, 862, 756, 603, 410, 250, 140, 74]
+    schedule = S.custom_schedule(causvid)
+    assert schedule.name == "custom"
+    assert schedule.timesteps.tolist() == causvid
+    assert schedule.sigmas.tolist() == pytest.approx([*(t / 1000 for t in causvid), 0])
+    assert [schedule.timestep(s) for s in schedule.sigmas[:-1].tolist()] == causvid
+    assert S.custom_schedule([500.5, 250, 0]).timesteps.tolist() == [500.5, 250], "0 is the end"
+
+
+@pytest.mark.parametrize(
+    ("text", "timesteps"),
+    [
+        ("1000, 750, 500, 250", [1000, 750, 500, 250]),
+        ("[1000,757,522]", [1000, 757, 522]),
+        ("999\n937.25 833;624", [999, 937.25, 833, 624]),
+        ("1.0 0.9375 0.5 0.0", [1000, 937.5, 500, 0]),
+        ("", []),
+    ],
+)
+def test_lists_are_read_as_people_paste_them(text: str, timesteps: list[float]) -> None:
+    assert S.parse_timesteps(text) == timesteps
+
+
+def test_words_in_a_list_are_named() -> None:
+    message = "the list '1000, beta' holds what is not a number; write timesteps such as 1000"
+    with pytest.raises(ValueError, match=message):
+        S.parse_timesteps("1000, beta")
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "message"),
+    [
+        ([], "the list has no timesteps; give some, such as 1000, 750, 500, 250"),
+        ([0], "the list has no timesteps"),
+        ([1001, 500], "timestep 1001 of the list is not within 0 to 1000; use 1000"),
+        ([500, -1], "timestep -1 of the list is not within 0 to 1000"),
+        ([1000, math.nan], "timestep nan of the list is not within 0 to 1000"),
+        ([1000, 500, 500], "timestep 500 of the list comes after 500; go down with every step"),
+        ([250, 500], "timestep 500 of the list comes after 250"),
+    ],
+)
+def test_lists_that_cannot_be_run(timesteps: list[float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        S.custom_schedule(timesteps)
 
 
 @pytest.mark.parametrize("shift", [0.5, 1.0, 5.0, 12.0])
@@ -117,6 +190,8 @@ def test_half_log_snr_at_the_ends_and_the_boundary() -> None:
     ("name", "steps", "shift", "message"),
     [
         ("ddim", 4, 5.0, r"unknown schedule 'ddim'; use one of unipc, dpm\+\+, shifted"),
+        ("lightning", 8, 5.0, "steps=8 does not fit the lightning schedule; use its 4 steps"),
+        ("lcm", 4, 5.0, "steps=4 does not fit the lcm schedule; use its 3 steps"),
         ("unipc", 0, 5.0, "steps=0 is not at least 1; use 4 to 50"),
         ("unipc", 4, 0.0, "shift=0.0 is not a positive number; use 1"),
         ("unipc", 4, -3.0, "shift=-3.0 is not a positive number"),

@@ -19,12 +19,11 @@ from torch import Tensor
 from wanexperts.wan.sampling import sample
 from wanexperts.wan.schedule import (
     OFFICIAL_SIGMA_MAX,
-    SCHEDULES,
     Schedule,
     make_schedule,
     shift_sigma,
 )
-from wanexperts.wan.solvers import SOLVERS, SolverState, get_solver
+from wanexperts.wan.solvers import EVALUATIONS, SOLVERS, SolverState, evaluated, get_solver
 
 Oracle = Callable[[Tensor, Tensor], Tensor]
 
@@ -131,15 +130,59 @@ def _oracle_euler(x: Tensor, sigmas: Tensor) -> Tensor:
     return x
 
 
+def _oracle_heun(x: Tensor, sigmas: Tensor) -> Tensor:
+    """In the form of arXiv 2206.00364: slopes at both ends, the second left out at 0."""
+    levels = sigmas.double().tolist()
+    x = x.double()
+    for sigma, sigma_next in pairwise(levels):
+        slope = _field(x, sigma)
+        end = x + (sigma_next - sigma) * slope
+        if sigma_next > 0:
+            slope = (slope + _field(end, sigma_next)) / 2
+        x = x + (sigma_next - sigma) * slope
+    return x
+
+
+def _oracle_lcm(x: Tensor, sigmas: Tensor) -> Tensor:
+    """Every level is reached by noising the latest clean prediction afresh."""
+    levels = sigmas.double().tolist()
+    x = x.double()
+    for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
+        clean = x - sigma * _field(x, sigma)
+        x = clean if sigma_next == 0 else torch.lerp(clean, _added(step), sigma_next)
+    return x
+
+
+def _splitmix64(seed: int, count: int) -> list[int]:
+    """The first numbers of the public-domain generator SplitMix64."""
+    numbers = []
+    for _ in range(count):
+        seed = (seed + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        z = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        numbers.append(z ^ (z >> 31))
+    return numbers
+
+
+def _added(step: int, seed: int = 0) -> Tensor:
+    """The noise LCM adds at the end of ``step``."""
+    generator = torch.Generator().manual_seed(_splitmix64(seed, step + 1)[step])
+    return torch.randn(_noise().shape, generator=generator).double()
+
+
 ORACLES: dict[str, Oracle] = {
     "unipc": _oracle_unipc,
     "dpm++": _oracle_dpmpp,
     "euler": _oracle_euler,
+    "heun": _oracle_heun,
+    "lcm": _oracle_lcm,
 }
+GRIDS = ("unipc", "dpm++", "shifted")
+DETERMINISTIC = [solver for solver in SOLVERS if solver != "lcm"]
 
 
 @pytest.mark.parametrize("solver", ORACLES)
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", GRIDS)
 @pytest.mark.parametrize(
     ("steps", "shift"),
     [(1, 5.0), (2, 5.0), (3, 5.0), (4, 5.0), (20, 1.0), (40, 12.0), (40, 5.0), (50, 8.0)],
@@ -196,7 +239,9 @@ def _final_error(solver: str, steps: int) -> float:
     return float((x - _exact_path(z, sigmas[-1].item())).abs().max())
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("dpm++", 2), ("unipc", 2)])
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("dpm++", 2), ("unipc", 2), ("heun", 2)]
+)
 def test_convergence_order(solver: str, order: int) -> None:
     """At least the stated order; UniC adds up to one more, Euler and 2M have exactly theirs."""
     errors = [_final_error(solver, steps) for steps in (20, 40, 80)]
@@ -217,7 +262,7 @@ def test_gaussian_data_is_reached_from_noise(solver: str, error: float) -> None:
     assert (out - _exact_path(_noise(), 0.0)).abs().max() < error
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", DETERMINISTIC)
 def test_a_constant_velocity_is_integrated_exactly(solver: str) -> None:
     target = torch.full_like(_noise(), 0.25)
     schedule = make_schedule("shifted", steps=9, shift=5.0)
@@ -245,16 +290,66 @@ def test_first_order_is_euler(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_one_network_evaluation_per_step(solver: str) -> None:
+@pytest.mark.parametrize("last", [0.0, 0.2])
+def test_each_step_evaluates_where_it_says(solver: str, last: float) -> None:
+    """Heun twice, the others once; nobody asks the network at level 0."""
     calls: list[float] = []
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
         calls.append(sigma)
         return _field(x, sigma)
 
-    schedule = make_schedule("unipc", steps=7, shift=5.0)
-    sample(velocity, _noise(), schedule, SOLVERS[solver])
-    assert calls == schedule.sigmas[:-1].tolist()
+    sigmas = torch.tensor([0.9, 0.7, 0.4, last])
+    levels = sigmas.tolist()
+    x, state = _noise(), SolverState()
+    for step in range(3):
+        x, state = SOLVERS[solver](velocity, x, sigmas, step, state)
+        wanted = levels[step : step + 1 + (solver == "heun")]
+        assert calls == evaluated(solver, sigmas, step) == [level for level in wanted if level]
+        calls.clear()
+
+
+def test_every_solver_says_what_a_step_costs() -> None:
+    assert EVALUATIONS.keys() == SOLVERS.keys()
+
+
+# --- noise of LCM --------------------------------------------------------------------------------
+
+
+def test_the_oracle_draws_the_published_numbers() -> None:
+    assert _splitmix64(0, 3) == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**64 - 1])
+def test_lcm_noise_hangs_on_the_seed_and_the_step_alone(seed: int) -> None:
+    schedule = make_schedule("lcm", steps=3, shift=1.0)
+    state = SolverState(seed=seed)
+    whole = sample(_field, _noise(), schedule, SOLVERS["lcm"], state=state)
+    x, state = _noise(), SolverState(seed=seed)
+    for step in range(3):
+        torch.manual_seed(step)  # the global generator plays no part
+        x, after = SOLVERS["lcm"](_field, x, schedule.sigmas, step, state)
+        assert after.seed == seed
+        state = SolverState(history=after.history, seed=seed)
+    assert torch.equal(x, whole)
+
+
+def test_lcm_seeds_and_steps_do_not_repeat_each_other() -> None:
+    def added(seed: int, step: int) -> Tensor:
+        sigmas = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.0])
+        start = SolverState(seed=seed)
+        return SOLVERS["lcm"](lambda x, sigma: x / sigma, _noise(), sigmas, step, start)[0]
+
+    drawn = [added(seed, step).flatten() for seed in range(4) for step in range(3)]
+    table = torch.corrcoef(torch.stack([_noise().flatten(), *drawn])) - torch.eye(13)
+    assert table.abs().max() < 0.25, "none is another one, nor the start; 384 numbers each"
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_carries_the_seed(solver: str) -> None:
+    sigmas = torch.tensor([0.9, 0.5, 0.0])
+    _, state = SOLVERS[solver](_field, _noise(), sigmas, 0, SolverState(seed=7))
+    assert state.seed == 7
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -285,9 +380,9 @@ def test_a_step_must_exist(step: int) -> None:
 
 
 def test_unknown_solver_lists_the_known() -> None:
-    message = r"unknown solver 'heun'; use one of unipc, dpm\+\+, euler"
+    message = r"unknown solver 'rk4'; use one of unipc, dpm\+\+, euler, heun, lcm"
     with pytest.raises(ValueError, match=message):
-        get_solver("heun")
+        get_solver("rk4")
     assert get_solver("unipc") is SOLVERS["unipc"]
 
 
@@ -319,7 +414,7 @@ def _run_diffusers(scheduler, schedule: Schedule | None) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 @pytest.mark.parametrize(("steps", "shift"), [(2, 5.0), (4, 5.0), (20, 5.0), (40, 12.0)])
 def test_equals_diffusers_on_the_same_sigmas(solver: str, steps: int, shift: float) -> None:
     schedule = make_schedule("unipc", steps=steps, shift=shift)
@@ -327,6 +422,53 @@ def test_equals_diffusers_on_the_same_sigmas(solver: str, steps: int, shift: flo
     scheduler.set_timesteps(steps)
     found = sample(_field, _noise(), schedule, SOLVERS[solver])
     assert _relative(found, _run_diffusers(scheduler, schedule)) < 1e-6
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(2, 5.0), (4, 5.0), (20, 5.0), (40, 12.0)])
+def test_heun_equals_diffusers_on_the_same_sigmas(steps: int, shift: float) -> None:
+    """Diffusers' Heun walks every level but the first and the last twice, one evaluation each time."""
+    diffusers = pytest.importorskip("diffusers")
+    schedule = make_schedule("unipc", steps=steps, shift=shift)
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    scheduler.set_timesteps(steps)
+    inner = schedule.sigmas[1:-1].repeat_interleave(2)
+    scheduler.sigmas = torch.cat([schedule.sigmas[:1], inner, schedule.sigmas[-1:]])
+    scheduler.timesteps = 1000 * scheduler.sigmas[:-1]
+    assert len(scheduler.timesteps) == 2 * steps - 1
+    scheduler.set_begin_index(0)
+    x = _noise()
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(_field(x, scheduler.sigmas[i].item()), t, x, return_dict=False)[0]
+    found = sample(_field, _noise(), schedule, SOLVERS["heun"])
+    assert _relative(found, x) < 1e-6
+
+
+@pytest.mark.parametrize("steps", [2, 3, 4, 8])
+def test_lcm_equals_diffusers_with_the_same_noise(
+    steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.schedulers import scheduling_flow_match_lcm as theirs
+
+    schedule = make_schedule("shifted", steps=steps, shift=5.0)
+    scheduler = diffusers.FlowMatchLCMScheduler()
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = schedule.sigmas.clone()
+    scheduler.timesteps = 1000 * schedule.sigmas[:-1]
+    scheduler.set_begin_index(0)
+    drawn: list[int] = []
+
+    def noise(*_: object, **__: object) -> Tensor:
+        drawn.append(len(drawn))
+        return _added(drawn[-1]).float()
+
+    monkeypatch.setattr(theirs, "randn_tensor", noise)
+    x = _noise()
+    for i, t in enumerate(scheduler.timesteps):
+        x = scheduler.step(_field(x, scheduler.sigmas[i].item()), t, x, return_dict=False)[0]
+    assert len(drawn) >= steps - 1
+    found = sample(_field, _noise(), schedule, SOLVERS["lcm"])
+    assert _relative(found, x) < 1e-6
 
 
 @pytest.mark.parametrize("steps", [20, 40])
