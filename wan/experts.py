@@ -7,13 +7,14 @@ tie is high noise. Two experts are two stages; nothing here is limited to two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from torch import Tensor
 
-from .schedule import Schedule, Velocity
+from .schedule import TRAIN_TIMESTEPS, Schedule, Velocity
 
 BOUNDARY_TOLERANCE = 1e-6
 """Noise levels this close below a boundary count as on it (0.001 in timesteps): a level that equals
@@ -67,7 +68,8 @@ def check_order(boundaries: Sequence[float]) -> None:
         )
     if any(after > before for before, after in pairwise(boundaries)):
         raise ValueError(
-            f"stages with boundaries {list(boundaries)} are not in order; put the high-noise stage first"
+            f"stages with boundaries {list(boundaries)} are not in order; put the high-noise stage "
+            "first, and let each end at a lower noise level than the one before"
         )
 
 
@@ -123,3 +125,27 @@ def boundary_at_step(schedule: Schedule, step: int) -> float:
             "use another step or fewer steps"
         )
     return (above + below) / 2
+
+
+def snr(sigma: float) -> float:
+    """Signal-to-noise ratio ``((1 - sigma) / sigma)**2`` at a noise level; inf at 0, 0 at 1."""
+    return ((1 - sigma) / sigma) ** 2 if sigma else math.inf
+
+
+def in_all_forms(boundary: float, schedule: Schedule) -> str:
+    """The same place in every form :class:`wan.switch.Switch` takes, for a run over ``schedule``.
+
+    ``boundary 0.8750, SNR 0.0204 (-16.9 dB), timestep 875.0, fraction 0.650, step 26 of 40``; what a
+    boundary at either end of the noise levels has no number for is left out.
+    """
+    done = count_high(schedule, boundary)
+    forms = []
+    if boundary != ABOVE_ALL:
+        forms.append(f"boundary {boundary:.4f}")
+    if 0 < boundary < 1:
+        ratio = snr(boundary)
+        forms.append(f"SNR {ratio:.4g} ({10 * math.log10(ratio):.1f} dB)")
+    if boundary != ABOVE_ALL:
+        forms.append(f"timestep {TRAIN_TIMESTEPS * boundary:.1f}")
+    forms += [f"fraction {done / schedule.steps:.3f}", f"step {done} of {schedule.steps}"]
+    return ", ".join(forms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
-from .experts import check_boundary, check_order, select
+from .experts import check_boundary, check_order, in_all_forms, select
 from .guidance import Guidance
 from .schedule import Schedule
 
@@ -73,3 +73,23 @@ class RunPlan:
         """The stage of each step; once one has run, earlier ones never do, see ``route``."""
         due = (select(self.boundaries, level) for level in self.schedule.levels())
         return list(accumulate(due, max))
+
+
+def describe(plan: RunPlan) -> str:
+    """The plan as text: totals, each switch in all forms, a line per step, then the notes."""
+    schedule, stages = plan.schedule, plan.stages
+    totals = ", ".join(
+        f"{len(plan.steps_of(index))} {stage.name}" for index, stage in enumerate(stages)
+    )
+    lines = [f"{schedule.steps} steps, {schedule.name} grid, shift {plan.shift:g}: {totals}"]
+    lines += [
+        f"{stage.name} until {in_all_forms(stage.boundary, schedule)}" for stage in stages[:-1]
+    ]
+    lines.append("step   sigma    timestep    cfg  stage")
+    for step, (sigma, timestep) in enumerate(
+        zip(schedule.sigmas.tolist(), schedule.timesteps.tolist(), strict=False)
+    ):
+        stage = stages[plan.stage_at(step)]
+        scale = f"{stage.guidance.at(sigma):5.4g}"
+        lines.append(f"{step + 1:4d}  {sigma:.5f}  {timestep:8.2f}  {scale}  {stage.name}")
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])

@@ -1,14 +1,20 @@
-"""Where one stage gives way to the next: six ways to say it, one boundary, and back."""
+"""Where one stage gives way to the next: six ways to say it, one boundary.
+
+The way back is ``in_all_forms``.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from .experts import ABOVE_ALL, boundary_at_step, check_boundary, count_high
+from .experts import boundary_at_step, check_boundary
+from .experts import in_all_forms as in_all_forms
 from .schedule import TRAIN_TIMESTEPS, Schedule
 
 KINDS = ("auto", "boundary", "snr", "timestep", "fraction", "step")
+MAX_SNR = 100.0
+"""Boundary 0.09: a larger number was meant for another kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +26,8 @@ class Switch:
 
             - ``auto``: the boundary the experts were trained with.
             - ``boundary``: a noise level in [0, 1].
-            - ``snr``: the signal-to-noise ratio ``((1 - sigma) / sigma)**2`` (>= 0, a plain ratio, not
-              decibels; 0.0204 is boundary 0.875).
+            - ``snr``: the signal-to-noise ratio ``((1 - sigma) / sigma)**2`` (0 to 100, a plain ratio,
+              not decibels; 0.0204 is boundary 0.875).
             - ``timestep``: 0 to 1000, a thousand times the noise level.
             - ``fraction``: the part of all steps done by then, 0 to 1; halves of a step round up.
             - ``step``: the number of steps done by then, counted from the start of the run.
@@ -37,11 +43,11 @@ class Switch:
             raise ValueError(f"switch={kind!r} is not one of {', '.join(KINDS)}; use auto")
         if kind == "boundary":
             check_boundary(value)
-        elif kind == "snr" and not (math.isfinite(value) and value >= 0):
+        elif kind == "snr" and not 0 <= value <= MAX_SNR:
             way = "use about 0.0204"
             if -60 <= value < 0:
                 way = f"use {10 ** (value / 10):.4g} if these are decibels"
-            raise ValueError(f"switch snr={value:g} is not a ratio of at least 0; {way}")
+            raise ValueError(f"switch snr={value:g} is not a ratio within 0 to {MAX_SNR:g}; {way}")
         elif kind == "timestep" and not 0 <= value <= TRAIN_TIMESTEPS:
             raise ValueError(f"switch timestep={value:g} is not within 0 to 1000; use about 875")
         elif kind == "fraction" and not 0 <= value <= 1:
@@ -73,30 +79,6 @@ class Switch:
         return boundary_at_step(schedule, int(self.value))
 
 
-def snr(sigma: float) -> float:
-    """Signal-to-noise ratio ``((1 - sigma) / sigma)**2`` at a noise level; inf at 0, 0 at 1."""
-    return ((1 - sigma) / sigma) ** 2 if sigma else math.inf
-
-
 def sigma_of_snr(ratio: float) -> float:
-    """The noise level in [0, 1] of a signal-to-noise ratio; inverse of :func:`snr`."""
+    """The noise level in [0, 1] of a signal-to-noise ratio; inverse of :func:`~.experts.snr`."""
     return 1 / (1 + math.sqrt(ratio))
-
-
-def in_all_forms(boundary: float, schedule: Schedule) -> str:
-    """The same place in every form :class:`Switch` takes, for a run over ``schedule``.
-
-    ``boundary 0.8750, SNR 0.0204 (-16.9 dB), timestep 875.0, fraction 0.650, step 26 of 40``; what a
-    boundary at either end of the noise levels has no number for is left out.
-    """
-    done = count_high(schedule, boundary)
-    forms = []
-    if boundary != ABOVE_ALL:
-        forms.append(f"boundary {boundary:.4f}")
-    if 0 < boundary < 1:
-        ratio = snr(boundary)
-        forms.append(f"SNR {ratio:.4g} ({10 * math.log10(ratio):.1f} dB)")
-    if boundary != ABOVE_ALL:
-        forms.append(f"timestep {TRAIN_TIMESTEPS * boundary:.1f}")
-    forms += [f"fraction {done / schedule.steps:.3f}", f"step {done} of {schedule.steps}"]
-    return ", ".join(forms)

@@ -172,3 +172,23 @@ def test_route_keeps_its_stages_when_the_list_changes() -> None:
     velocity = E.route(stages, ANY)
     stages.clear()
     assert velocity(torch.zeros(1), 0.5).item() == 1
+
+
+@pytest.mark.parametrize(
+    ("boundary", "told"),
+    [
+        (0.875, "boundary 0.8750, SNR 0.02041 (-16.9 dB), timestep 875.0, fraction 0.650, step 26 of 40"),
+        (0.9, "boundary 0.9000, SNR 0.01235 (-19.1 dB), timestep 900.0, fraction 0.575, step 23 of 40"),
+        (1.0, "boundary 1.0000, timestep 1000.0, fraction 0.000, step 0 of 40"),
+        (0.0, "boundary 0.0000, timestep 0.0, fraction 1.000, step 40 of 40"),
+        (E.ABOVE_ALL, "fraction 0.000, step 0 of 40"),
+    ],
+)  # fmt: skip
+def test_a_boundary_is_told_in_all_forms(boundary: float, told: str) -> None:
+    schedule = make_schedule("unipc", steps=40, shift=12.0)
+    assert E.in_all_forms(boundary, schedule) == told
+
+
+def test_no_signal_and_no_noise_have_a_ratio() -> None:
+    assert E.snr(1.0) == 0
+    assert E.snr(0.0) == math.inf

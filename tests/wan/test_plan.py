@@ -6,7 +6,7 @@ import pytest
 import torch
 from wanexperts.wan.experts import ABOVE_ALL, Stage, count_high, route
 from wanexperts.wan.guidance import Guidance
-from wanexperts.wan.plan import RunPlan, StageSpec
+from wanexperts.wan.plan import RunPlan, StageSpec, describe
 from wanexperts.wan.schedule import Schedule, make_schedule
 
 
@@ -69,3 +69,23 @@ def test_a_tie_belongs_to_the_earlier_stage() -> None:
 def test_bad_stages_are_refused(boundaries: tuple[float, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(*boundaries)
+
+
+def test_the_text_says_all_there_is_to_know() -> None:
+    stages = (
+        StageSpec(name="high", boundary=0.875, guidance=Guidance(((1.0, 4.0), (0.9, 2.0)))),
+        StageSpec(name="low", boundary=0.0, guidance=Guidance.constant(3.5)),
+    )
+    schedule = make_schedule("dpm++", steps=4, shift=5.0)
+    run = RunPlan(schedule=schedule, shift=5.0, stages=stages, notes=("one thing",))
+    assert describe(run).splitlines() == [
+        "4 steps, dpm++ grid, shift 5: 2 high, 2 low",
+        "high until boundary 0.8750, SNR 0.02041 (-16.9 dB), timestep 875.0, fraction 0.500, "
+        "step 2 of 4",
+        "step   sigma    timestep    cfg  stage",
+        "   1  1.00000   1000.00      4  high",
+        "   2  0.93750    937.00   2.75  high",
+        "   3  0.83333    833.00    3.5  low",
+        "   4  0.62500    625.00    3.5  low",
+        "note: one thing",
+    ]
