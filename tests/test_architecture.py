@@ -14,7 +14,7 @@ WAN = ROOT / "wan"
 
 LEVELS = (
     {"shapes", "config", "ops", "files", "keys", "__version__"},
-    {"rope", "attention", "layers", "schedule", "guidance", "quant"},
+    {"rope", "attention", "layers", "schedule", "guidance", "noise", "quant"},
     {"transformer", "vae", "text", "solvers", "experts", "conditioning"},
     {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "video"},
     {"pipeline", "convert"},
