@@ -27,9 +27,9 @@ from .checkpoint import (
     detect_vae_config,
     family_defaults,
     give_tokenizer,
+    load_decoder,
     load_text_encoder,
     load_transformer,
-    load_vae,
     open_checkpoint,
     place,
 )
@@ -182,7 +182,7 @@ class Pipeline:
         Args:
             high: high-noise expert.
             low: low-noise expert.
-            vae: VAE.
+            vae: VAE, or a tiny decoder for a draft.
             text: umT5 encoder; its tokenizer is in the file or beside it.
             device: None takes CUDA where there is one, else the CPU.
             dtype: None takes bfloat16 on CUDA and float32 elsewhere.
@@ -275,7 +275,7 @@ class Pipeline:
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
         """Frames of raw latents (1, 16, T, h, w), as they come: (n, H, W, 3) uint8, n = 1, 4, 4, ..."""
         log.info("reading %s", self.vae.path)
-        vae = load_vae(self.vae.path, dtype=torch.float32)
+        vae = load_decoder(self.vae.path, dtype=torch.float32)
         place(vae, self.device, torch.float32)
         for video in vae.decode_stream(latents.to(self.device, torch.float32)):
             yield to_uint8(video[0]).cpu()

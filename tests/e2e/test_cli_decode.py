@@ -222,7 +222,7 @@ def refusal(capsys, *arguments: object, code: int = 2) -> str:
 def test_bad_input_is_one_sentence_before_any_weight_is_read(
     vae: Path, tmp_path: Path, capsys, monkeypatch, arguments: list, sentence: str
 ) -> None:
-    monkeypatch.setattr(decode, "load_vae", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(decode, "load_decoder", lambda *_, **__: pytest.fail("weights were read"))
     source = comfy_latent(tmp_path / "a.latent", raw())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()

@@ -162,7 +162,7 @@ def test_text_encoder_and_vae(tmp_path):
     vae = random_weights(networks.vae_shapes(VAEConfig(dim=8)), 3)
     path = single(tmp_path / "v.pth", vae, plain(torch.float32)).path
     head, layout, _, runs = format_card(open_checkpoint(path)).splitlines()
-    assert runs == "  runs: converted once at load, where the computation is in another format"
+    assert runs == "  runs: as it is; layers cast where they compute in another format"
     assert head == "v.pth: VAE"
     assert "official names, one file, pickle" in layout
 

@@ -6,6 +6,7 @@ from .identity import Identity, check_pair, identify, same_weights
 from .layouts import KINDS, SPIECE_KEY, Checkpoint, open_checkpoint
 from .load import (
     SPIECE_FILE,
+    build_decoder,
     check_complete,
     check_keys,
     check_scales,
@@ -13,6 +14,7 @@ from .load import (
     find_pieces,
     find_tokenizer,
     give_tokenizer,
+    load_decoder,
     load_text_encoder,
     load_transformer,
     load_vae,
@@ -20,7 +22,13 @@ from .load import (
     weights,
 )
 from .parts import BUNDLED, PARTS, find_parts
-from .sizes import detect_text_config, detect_transformer_config, detect_vae_config
+from .sizes import (
+    detect_text_config,
+    detect_transformer_config,
+    detect_vae_config,
+    named_latents,
+    takes_normalized,
+)
 
 __all__ = [
     "BUNDLED",
@@ -30,6 +38,7 @@ __all__ = [
     "SPIECE_KEY",
     "Checkpoint",
     "Identity",
+    "build_decoder",
     "check_complete",
     "check_keys",
     "check_pair",
@@ -45,11 +54,14 @@ __all__ = [
     "format_card",
     "give_tokenizer",
     "identify",
+    "load_decoder",
     "load_text_encoder",
     "load_transformer",
     "load_vae",
+    "named_latents",
     "open_checkpoint",
     "place",
     "same_weights",
+    "takes_normalized",
     "weights",
 ]

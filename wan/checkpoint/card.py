@@ -11,6 +11,7 @@ from ..quant import packed_shape
 from .identity import Identity, identify
 from .layouts import KINDS, SPIECE_KEY, Checkpoint
 from .load import find_pieces
+from .sizes import takes_normalized
 
 _BITS = {
     "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
@@ -37,6 +38,9 @@ def format_card(checkpoint: Checkpoint) -> str:
 
 
 def _what(checkpoint: Checkpoint) -> str:
+    if checkpoint.is_tiny:
+        space = "normalised" if takes_normalized(checkpoint) else "raw"
+        return f"tiny decoder for drafts and previews, of {space} Wan2.1 latents by its name"
     if checkpoint.kind != "transformer":
         return KINDS[checkpoint.kind].removeprefix("a ").removeprefix("an ")
     known = identify(checkpoint)
@@ -83,7 +87,7 @@ def _nbytes(checkpoint: Checkpoint, key: str, info: TensorInfo) -> int:
 def _runs(checkpoint: Checkpoint) -> str:
     quants = checkpoint.quants.values()
     if checkpoint.kind == "vae":
-        return "converted once at load, where the computation is in another format"
+        return "as it is; layers cast where they compute in another format"
     if checkpoint.kind == "text_encoder":
         return f"{'unpacked' if quants else 'cast'} layer by layer; computed in float32"
     per_tensor = all(

@@ -46,12 +46,14 @@ KINDS = {
     "text_encoder": "an umT5 text encoder",
 }
 ANYTHING = "Wan weights"
+TINY_DECODER = "decoder.22.bias"
+"""A tensor that only tiny decoders have; they are VAEs that cannot encode."""
 MARKERS = {
-    "transformer": "head.modulation",
-    "vae": "decoder.middle.0.residual.0.gamma",
-    "text_encoder": "blocks.0.pos_embedding.embedding.weight",
+    "transformer": ("head.modulation",),
+    "vae": ("decoder.middle.0.residual.0.gamma", TINY_DECODER),
+    "text_encoder": ("blocks.0.pos_embedding.embedding.weight",),
 }
-"""A tensor, by its official key, that only one kind of network has."""
+"""Tensors, by their official keys, that only one kind of network has; one of them is enough."""
 COMPONENTS = ("transformer", "transformer_2", "vae", "text_encoder")
 """Folders of a diffusers repository that hold weights."""
 MOST = 1 << 24
@@ -103,6 +105,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes on disk of all its files."""
         return sum(file.stat().st_size for file in self.files)
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether it is a tiny decoder: a stand-in for a VAE, which only decodes."""
+        return TINY_DECODER in self.tensors
 
     def shape(self, key: str, axes: int) -> tuple[int, ...]:
         """Shape of one tensor of ``axes`` axes; ValueError names the file when it has not got it."""
@@ -164,7 +171,7 @@ def open_checkpoint(path: str | Path, expected: str | None = None) -> Checkpoint
             "is not read; use separate files"
         )
     tensors, spelling = _official(_strip(header.tensors))
-    kind = next((kind for kind, marker in MARKERS.items() if marker in tensors), None)
+    kind = next((kind for kind, marks in MARKERS.items() if any(m in tensors for m in marks)), None)
     want = KINDS[expected] if expected else ANYTHING
     if kind is None:
         raise _foreign(path, want, header)
@@ -294,6 +301,8 @@ def _strip(names: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
 
 def _official(names: Mapping[str, TensorInfo]) -> tuple[dict[str, TensorInfo], str]:
     """Official keys, and whose names the file used; a name that no table knows stays as it is."""
+    if TINY_DECODER in names:  # the encoder beside it is not used
+        return {name: info for name, info in names.items() if name.startswith("decoder.")}, "TAEHV"
     for spelling, belongs, translate in _SPELLINGS:
         if any(belongs.match(name) for name in names):
             return {translate(name) or name: info for name, info in names.items()}, spelling

@@ -17,10 +17,15 @@ from ..ops import Ops, TorchOps
 from ..quant import replace_layers
 from ..text import Tokenizer, UMT5Encoder, check_vocabulary
 from ..transformer import WanTransformer
-from ..vae import WanVAE
+from ..vae import TinyVAE, WanVAE
 from .layouts import SPIECE_KEY, Checkpoint, open_checkpoint
 from .packing import WAY_OUT
-from .sizes import detect_text_config, detect_transformer_config, detect_vae_config
+from .sizes import (
+    detect_text_config,
+    detect_transformer_config,
+    detect_vae_config,
+    takes_normalized,
+)
 
 SPIECE_FILE = "spiece.model"
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
@@ -58,7 +63,7 @@ def check_complete(checkpoint: Checkpoint) -> None:
     if checkpoint.kind == "transformer":
         network = WanTransformer(detect_transformer_config(checkpoint), device=meta)
     elif checkpoint.kind == "vae":
-        network = WanVAE(detect_vae_config(checkpoint), device=meta)
+        network = build_decoder(checkpoint)
     else:
         config = detect_text_config(checkpoint)
         check_vocabulary(find_tokenizer(checkpoint).vocab_size, config.vocab_size, checkpoint.name)
@@ -141,11 +146,37 @@ def load_transformer(
 
 
 def load_vae(path: str | Path, *, dtype: torch.dtype | None = None, ops: Ops = TorchOps) -> WanVAE:
-    """The VAE on the CPU in eval mode."""
+    """The VAE on the CPU in eval mode; raises ValueError for a tiny decoder."""
     checkpoint = open_checkpoint(path, "vae")
+    if checkpoint.is_tiny:
+        raise ValueError(
+            f"{checkpoint.where} is a tiny decoder, which is not a whole VAE and cannot encode; use "
+            "wan_2.1_vae"
+        )
     vae = WanVAE(detect_vae_config(checkpoint), ops=ops, device=torch.device("meta"), dtype=dtype)
     fill(vae, checkpoint)
     return vae
+
+
+def build_decoder(
+    checkpoint: Checkpoint, *, dtype: torch.dtype | None = None, ops: Ops = TorchOps
+) -> WanVAE | TinyVAE:
+    """The network of a VAE file or a tiny decoder, without its weights."""
+    config, meta = detect_vae_config(checkpoint), torch.device("meta")
+    if checkpoint.is_tiny:
+        normalized = takes_normalized(checkpoint)
+        return TinyVAE(config, normalized=normalized, ops=ops, device=meta, dtype=dtype)
+    return WanVAE(config, ops=ops, device=meta, dtype=dtype)
+
+
+def load_decoder(
+    path: str | Path, *, dtype: torch.dtype | None = None, ops: Ops = TorchOps
+) -> WanVAE | TinyVAE:
+    """What decodes latents, a VAE or a tiny decoder, on the CPU in eval mode."""
+    checkpoint = open_checkpoint(path, "vae")
+    decoder = build_decoder(checkpoint, dtype=dtype, ops=ops)
+    fill(decoder, checkpoint)
+    return decoder
 
 
 def load_text_encoder(

@@ -76,7 +76,7 @@ def _candidates(folder: Path) -> Iterator[Path]:
 
 def _part(checkpoint: Checkpoint) -> str | None:
     if checkpoint.kind == "vae":
-        return "vae"
+        return None if checkpoint.is_tiny else "vae"  # an approximation is asked for by its name
     if checkpoint.kind == "text_encoder":
         return "text"
     return {HIGH: "high", LOW: "low"}.get(identify(checkpoint).role or "")

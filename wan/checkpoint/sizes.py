@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from ..config import TextConfig, TransformerConfig, VAEConfig
-from .layouts import Checkpoint
+from ..vae import RGB
+from .layouts import TINY_DECODER, Checkpoint
 
 HEAD_DIM = 128
 OTHER_VARIANTS = {
@@ -66,7 +67,14 @@ def detect_transformer_config(checkpoint: Checkpoint) -> TransformerConfig:
 
 
 def detect_vae_config(checkpoint: Checkpoint) -> VAEConfig:
-    """Sizes of a Wan2.1-architecture VAE; ValueError for the 48-channel Wan2.2 VAE."""
+    """Sizes of a Wan2.1-architecture VAE, or of the one that a tiny decoder stands in for.
+
+    Raises:
+        ValueError: the 48-channel Wan2.2 VAE, or a tiny decoder of latents other than Wan2.1's.
+    """
+    if checkpoint.is_tiny:
+        takes_normalized(checkpoint)
+        return VAEConfig()
     z_dim = checkpoint.shape("conv2.weight", 5)[0]
     if z_dim != VAEConfig().z_dim:
         raise ValueError(
@@ -74,6 +82,39 @@ def detect_vae_config(checkpoint: Checkpoint) -> VAEConfig:
             f"({VAEConfig().z_dim} channels), for example wan_2.1_vae.safetensors"
         )
     return VAEConfig(dim=checkpoint.shape("encoder.conv1.weight", 5)[0])
+
+
+def takes_normalized(checkpoint: Checkpoint) -> bool:
+    """Whether a tiny decoder was trained on normalised latents rather than on raw ones.
+
+    Raises:
+        ValueError: other latents, or a name that does not tell.
+    """
+    channels = checkpoint.shape("decoder.1.weight", 4)[1]
+    values = checkpoint.shape(TINY_DECODER, 1)[0]
+    if (channels, values) != (VAEConfig().z_dim, RGB):
+        raise ValueError(
+            f"{checkpoint.where} is a tiny decoder of {channels} latent channels to {values} values a "
+            f"position; T2V-A14B needs {VAEConfig().z_dim} to {RGB}: taew2_1 or lighttaew2_1"
+        )
+    normalized = named_latents(checkpoint.path.name)
+    if normalized is None:
+        raise ValueError(
+            f"{checkpoint.where} is a tiny decoder whose name does not say of which latents; call it "
+            "taew2_1 (normalised) or lighttaew2_1 (raw), as the file you have was published"
+        )
+    return normalized
+
+
+def named_latents(name: str) -> bool | None:
+    """Whether a tiny decoder of Wan2.1 takes normalised latents, by the name of its file.
+
+    Both kinds hold the same tensors in the same shapes. None: not the name of one.
+    """
+    letters = re.sub(r"[^a-z0-9]", "", name.lower())
+    if "taew21" not in letters:
+        return None
+    return "lighttaew21" not in letters
 
 
 def detect_text_config(checkpoint: Checkpoint) -> TextConfig:

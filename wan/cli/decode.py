@@ -13,16 +13,15 @@ from torch import Tensor
 from .. import __version__
 from ..checkpoint import (
     BUNDLED,
+    build_decoder,
     check_keys,
-    detect_vae_config,
     find_parts,
-    load_vae,
+    load_decoder,
     open_checkpoint,
     place,
 )
-from ..config import T2V_A14B, EncodingConfig, VAEConfig
+from ..config import T2V_A14B, EncodingConfig
 from ..shapes import pixel_frames, pixel_size
-from ..vae import WanVAE
 from ..video import (
     FORMATS,
     MP4_FORMATS,
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vae",
         type=Path,
-        help="VAE of the model that made them; default: the bundled one for its own",
+        help="VAE of the model that made them, or taew2_1 for a draft; default: the bundled one for its own",
     )
     parser.add_argument(
         "--format",
@@ -134,11 +133,11 @@ def bundled_vae(saved: SavedLatents) -> Path:
 def check_vae(path: Path, latents: Tensor) -> None:
     """Raise ValueError or FloatingPointError unless this VAE can decode these latents."""
     checkpoint = open_checkpoint(path, "vae")
-    config: VAEConfig = detect_vae_config(checkpoint)
-    check_keys(WanVAE(config, device=torch.device("meta")).state_dict(), checkpoint)
-    if latents.shape[1] != config.z_dim:
+    decoder = build_decoder(checkpoint)
+    check_keys(decoder.state_dict(), checkpoint)
+    if latents.shape[1] != decoder.config.z_dim:
         raise ValueError(
-            f"the latents have {latents.shape[1]} channels, {path.name} has {config.z_dim}; "
+            f"the latents have {latents.shape[1]} channels, {path.name} has {decoder.config.z_dim}; "
             "use the VAE of the model that made them"
         )
     check_latents(latents)
@@ -170,7 +169,7 @@ def run_fps(saved: SavedLatents) -> float:
 @torch.no_grad()
 def decoded(path: Path, latents: Tensor, device: torch.device, bits: int) -> Iterator[Tensor]:
     """Frames (n, H, W, 3) of ``bits`` as they come, n = 1, 4, 4, ...; memory does not grow with length."""
-    vae = load_vae(path, dtype=torch.float32)
+    vae = load_decoder(path, dtype=torch.float32)
     place(vae, device, torch.float32)
     for video in vae.decode_stream(latents.to(device, torch.float32)):
         yield to_frames(video[0], bits).cpu()

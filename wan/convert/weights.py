@@ -61,11 +61,15 @@ def convert(
         The files written, weights last but for an index and a tokenizer.
 
     Raises:
-        ValueError: unknown layout, packed weights without ``dtype``, or an incomplete file.
+        ValueError: unknown layout, packed weights without ``dtype``, an incomplete file, or a tiny decoder.
         OSError: the place cannot be written, or something is there already.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout={layout!r} is unknown; use one of {', '.join(LAYOUTS)}")
+    if checkpoint.is_tiny:
+        raise ValueError(
+            f"{checkpoint.where} is a tiny decoder, which has one layout; use it as it is"
+        )
     pickled = layout == "official" and checkpoint.kind != "transformer"
     _check_name(out, single=layout == "single", pickled=pickled)
     check_complete(checkpoint)
