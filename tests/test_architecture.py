@@ -15,9 +15,9 @@ WAN = ROOT / "wan"
 LEVELS = (
     {"shapes", "config", "ops", "files", "keys", "__version__"},
     {"rope", "attention", "layers", "schedule", "guidance", "noise", "quant"},
-    {"transformer", "vae", "text", "solvers", "experts", "conditioning"},
+    {"transformer", "vae", "text", "solvers", "experts", "sentinel", "conditioning"},
     {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "video"},
-    {"pipeline", "convert"},
+    {"pipeline", "convert", "cost", "presets", "workflow"},
     {"cli"},
     {"__main__", "__init__"},
 )

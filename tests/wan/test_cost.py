@@ -1,0 +1,283 @@
+"""What a run costs: operations against PyTorch's counter, calls against runs, memory against live tensors."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from wanexperts.wan import cost
+from wanexperts.wan.config import T2V_A14B, TINY, SamplingConfig, TransformerConfig
+from wanexperts.wan.cost.live import LiveBytes
+from wanexperts.wan.guidance import Guidance, cfg, parse_guidance
+from wanexperts.wan.plan import RunPlan, StageSpec
+from wanexperts.wan.schedule import Schedule, make_schedule
+from wanexperts.wan.shapes import LatentShape, latent_shape, token_grid
+from wanexperts.wan.solvers import SOLVERS, START
+from wanexperts.wan.transformer import WanTransformer
+
+A14B = T2V_A14B.transformer
+META = torch.device("meta")
+SMALL = TransformerConfig(dim=256, ffn_dim=688, num_heads=2, num_layers=3, text_dim=96)
+
+
+def plan_of(
+    schedule: Schedule, *scales: str, boundaries: tuple[float, ...] = (0.875, 0.0)
+) -> RunPlan:
+    """A plan of stages called high noise, low noise (or one by number)."""
+    names = ["high noise", "low noise"] if len(scales) == 2 else list("123"[: len(scales)])
+    stages = tuple(
+        StageSpec(name=name, boundary=boundary, guidance=parse_guidance(scale))
+        for name, boundary, scale in zip(names, boundaries, scales, strict=True)
+    )
+    return RunPlan(schedule=schedule, shift=12.0, stages=stages)
+
+
+# Counted apart with FlopCounterMode on another implementation of the network (diffusers), in TFLOP.
+TABLE = {
+    (832, 480, 81): 1678.37,
+    (1280, 720, 81): 6523.44,
+    (1280, 720, 129): 14454.1,
+    (1280, 720, 193): 29784.7,
+}
+
+
+@pytest.mark.parametrize(("size", "wanted"), TABLE.items())
+def test_operations_of_a_published_shape(size: tuple[int, int, int], wanted: float) -> None:
+    width, height, frames = size
+    shape = latent_shape(frames, height, width, channels=16)
+    assert float(f"{cost.forward_flops(A14B, _tokens(shape)) / 1e12:.6g}") == wanted
+
+
+@pytest.mark.parametrize("config", [SMALL, TINY.transformer, replace(A14B, num_layers=2)])
+def test_operations_equal_what_pytorch_counts(config: TransformerConfig) -> None:
+    shape = latent_shape(9, 96, 160, channels=16)
+    model = WanTransformer(config, device=META)
+    x, context = torch.empty(1, *shape, device=META), torch.empty(1, 512, config.text_dim)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x, torch.empty(1, device=META), context.to(META))
+    assert cost.forward_flops(config, _tokens(shape)) == counter.get_total_flops()
+
+
+def _tokens(shape: LatentShape) -> int:
+    return token_grid(*shape[1:]).tokens
+
+
+@pytest.mark.parametrize(
+    ("solver", "scales", "wanted"),
+    [
+        ("unipc", ("4", "3"), (52, 28)),
+        ("euler", ("1", "1"), (26, 14)),
+        ("dpm++", ("4", "1"), (52, 14)),
+        # Of 40 steps the last has no second evaluation; that of step 26 belongs to the next stage.
+        ("heun", ("1", "1"), (26 * 2 - 1, 14 * 2 - 1 + 1)),
+    ],
+)
+def test_calls_of_two_experts(
+    solver: str, scales: tuple[str, str], wanted: tuple[int, int]
+) -> None:
+    schedule = make_schedule("unipc", steps=40, shift=12.0)
+    levels = cost.evaluated_levels(solver, schedule.sigmas)
+    stages = cost.count_forwards(plan_of(schedule, *scales), levels)
+    assert tuple(stage.forwards for stage in stages) == wanted
+    assert [stage.steps for stage in stages] == [26, 14]
+
+
+def test_a_curve_is_guided_only_where_it_is_not_one() -> None:
+    schedule = make_schedule("shifted", steps=10, shift=1.0)
+    plan = plan_of(schedule, "1:4, 0.55:4, 0.5:1", boundaries=(0.0,))
+    levels = cost.evaluated_levels("euler", schedule.sigmas)
+    (stage,) = cost.count_forwards(plan, levels)
+    assert stage.forwards == 5 * 2 + 5  # 1.0 to 0.6 are guided, 0.5 and below are not
+
+
+def run(config: TransformerConfig, shape: LatentShape, dtype: torch.dtype, solver: str) -> int:
+    """Peak live bytes of two guided steps of a real model on the CPU, weights left out."""
+    generator = torch.Generator().manual_seed(0)
+    model = WanTransformer(config, attention=_flash, dtype=dtype)
+    contexts = torch.randn(2, 1, 512, config.text_dim, generator=generator)
+    x = torch.randn(1, *shape, generator=generator)
+    sigmas = make_schedule("unipc", steps=6, shift=5.0).sigmas
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        seen, at = x.to(dtype), torch.full((1,), 1000 * sigma)
+        return cfg(model(seen, at, contexts[0]), model(seen, at, contexts[1]), 3.0)
+
+    with torch.no_grad(), LiveBytes([x, contexts]) as live:
+        state = START
+        for step in range(6):
+            x, state = SOLVERS[solver](velocity, x, sigmas, step, state)
+    return live.peak
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by the kernel that makes no table of pairs, its memory being that of a GPU's."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    out, _ = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    return out.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("solver", ["unipc", "euler"])
+def test_traced_memory_is_that_of_a_run(dtype: torch.dtype, solver: str) -> None:
+    shape = latent_shape(9, 128, 128, channels=16)
+    wanted = run(SMALL, shape, dtype, solver)
+    got = cost.step_bytes(SMALL, shape, dtype, solver=solver).peak
+    assert got == pytest.approx(wanted, rel=0.02)  # measured: 0.0 to 0.9 %
+
+
+def test_state_of_a_run_is_what_the_solver_remembers() -> None:
+    shape = latent_shape(5, 64, 64, channels=16)
+    latents = 4 * 16 * 2 * 8 * 8
+    held = {
+        name: cost.step_bytes(SMALL, shape, torch.float32, solver=name).state / latents
+        for name in ("unipc", "dpm++", "euler")
+    }
+    # x; UniPC besides two predictions and the sample it stepped from.
+    assert held == {"unipc": 4, "dpm++": 2, "euler": 2}
+
+
+@pytest.mark.parametrize("tokens_high", [16, 40])
+def test_a_timed_block_foretells_a_forward(tokens_high: int) -> None:
+    shape = LatentShape(16, 3, tokens_high, 40)
+    model = WanTransformer(SMALL).eval()
+    given = torch.zeros(1, *shape), torch.zeros(1), torch.zeros(1, 512, SMALL.text_dim)
+    ratios = []
+    for _ in range(5):  # other work on the machine must not decide
+        measured = cost.time_block(
+            SMALL, shape, torch.float32, torch.device("cpu"), clock=time.thread_time
+        )
+        ratios.append(measured.seconds / _seconds(model, given))
+    # Measured: 0.93 to 1.05. The clock is that of this thread.
+    assert min(abs(ratio - 1) for ratio in ratios) < 0.15
+
+
+def _seconds(model: WanTransformer, given: tuple[Tensor, ...]) -> float:
+    found = []
+    with torch.no_grad():
+        model(*given)
+        for _ in range(3):
+            start = time.thread_time()
+            model(*given)
+            found.append(time.thread_time() - start)
+    return min(found)
+
+
+def test_a_block_that_takes_too_long_is_timed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = LatentShape(16, 3, 40, 64)
+    cpu, clock = torch.device("cpu"), time.thread_time
+    whole = cost.time_block(SMALL, shape, torch.float32, cpu, clock=clock)
+    monkeypatch.setattr("wanexperts.wan.cost.timing.TOO_LONG", 0.0)
+    parts = cost.time_block(SMALL, shape, torch.float32, cpu, clock=clock)
+    assert parts.seconds == pytest.approx(whole.seconds, rel=0.35)  # measured: within 10 %
+
+
+def networks(dtype: torch.dtype = torch.bfloat16) -> cost.Networks:
+    return cost.read_networks(None, None, dtype=dtype)
+
+
+def test_the_published_family_at_720p() -> None:
+    schedule = make_schedule("unipc", steps=40, shift=12.0)
+    shape = latent_shape(81, 720, 1280, channels=16)
+    told = cost.Measurement(seconds=10.0, flops=cost.forward_flops(A14B, 75600), source="a test")
+    found = cost.make_forecast(
+        plan_of(schedule, "4", "3"), networks(), shape, solver="unipc", measured=told
+    )
+    assert found.forwards == 80
+    assert found.flops == pytest.approx(522e15, rel=1e-3)
+    assert found.seconds == pytest.approx(800)
+    assert [phase.name for phase in found.phases] == ["text", "sampling", "decoding"]
+    # Published parameters: 14.288 billion, 5.68 billion, 126.9 million.
+    weights = [phase.weights / 1e9 for phase in found.phases]
+    assert weights == pytest.approx([11.36, 28.58, 0.254], rel=2e-3)
+    assert found.latents == 19353600
+    assert found.state == 2 * 4 * found.latents
+
+
+def test_a_measurement_of_another_shape_is_scaled_by_operations() -> None:
+    told = cost.Measurement(seconds=2.0, flops=100, source="a test")
+    assert told.seconds_for(250) == 5.0
+
+
+def test_without_a_measurement_no_seconds_are_told() -> None:
+    schedule = make_schedule("unipc", steps=4, shift=5.0)
+    shape = latent_shape(5, 64, 64, channels=16)
+    found = cost.make_forecast(plan_of(schedule, "1", "1"), networks(), shape, solver="euler")
+    assert found.seconds is None
+    lines = cost.forecast_lines(found)
+    assert any(line.startswith("time: not known") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "wanted"),
+    [(0.04, "0.0 s"), (9.9, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 00 s"), (130, "2 min 10 s"),
+     (3599.7, "1 h 00 min"), (3900, "1 h 05 min")],
+)  # fmt: skip
+def test_durations(seconds: float, wanted: str) -> None:
+    assert cost.duration(seconds) == wanted
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [(28.577e9, "28.6 GB"), (0, "0 B"), (999.9e6, "1.00 GB"), (999, "999 B"), (1.5e3, "1.50 kB"),
+     (9.996e9, "10.0 GB"), (522e15, "522 PB")],
+)  # fmt: skip
+def test_quantities(value: float, wanted: str) -> None:
+    assert cost.quantity(value, "B") == wanted
+
+
+OWN = SamplingConfig()
+
+
+def told(
+    plan: RunPlan | None = None,
+    *,
+    size: tuple[int, int, int] = (81, 720, 1280),
+    own: SamplingConfig = OWN,
+    **given: object,
+) -> list[str]:
+    """What is told of a run; the official one unless something is given."""
+    plan = plan or plan_of(make_schedule("unipc", steps=40, shift=12.0), "4", "3")
+    shape = latent_shape(*size, channels=16)
+    return list(cost.advice(plan, cost.Circumstances(own=own, shape=shape, **given)))
+
+
+def test_the_official_runs_need_no_advice() -> None:
+    assert not told(fps=16, negative=True, loras={"high noise": 1, "low noise": 1})
+    assert not told(size=(81, 480, 832))
+    fast = replace(plan_of(make_schedule("lightning", steps=4, shift=5.0), "1", "1"), shift=5.0)
+    assert not told(fast)
+    assert not told(size=(17, 64, 64), own=TINY.sampling)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"size": (121, 720, 1280)}, "121 frames are more than the 81"),
+        ({"size": (81, 240, 320)}, "320x240 is smaller"),
+        ({"size": (81, 1088, 1920)}, "1920x1088 is larger"),
+        ({"fps": 24}, "1.5 times faster"),
+        ({"fps": 8}, "2 times slower"),
+        ({"loras": {"high noise": 1, "low noise": 0}}, "low noise has none"),
+        ({"own": replace(OWN, shift=3.0)}, "shift 12 is unusual for this model, whose own is 3"),
+    ],
+)
+def test_what_looks_odd_is_told_in_one_sentence(given: dict[str, object], words: str) -> None:
+    (sentence,) = told(**given)
+    assert words in sentence
+
+
+def test_an_unread_negative_prompt_and_a_wrong_shift_of_few_steps_are_told() -> None:
+    plan = plan_of(make_schedule("shifted", steps=4, shift=12.0), "1", "1")
+    assert "negative prompt is not read" in told(plan, negative=True)[1]
+    assert "unusual for 4 steps" in told(plan)[0]
+
+
+def test_guidance_of_a_step_decides_not_that_of_its_stage() -> None:
+    stage = StageSpec(name="all", boundary=0.0, guidance=Guidance(((0.5, 4.0), (0.4, 1.0))))
+    schedule = make_schedule("shifted", steps=40, shift=12.0)
+    plan = RunPlan(schedule=schedule, shift=12.0, stages=(stage,))
+    assert not told(plan, negative=True)

@@ -1,0 +1,39 @@
+"""What a run costs, known before it: calls, operations, seconds, memory, disk, and what looks odd.
+
+Nothing heavy is read: headers and shapes tell all but seconds, and those come from one block of random
+weights that is timed when asked, or from an earlier run.
+"""
+
+from .advice import Circumstances, advice
+from .flops import block_flops, forward_flops
+from .forecast import Forecast, Networks, Phase, Weights, make_forecast
+from .forwards import StageForwards, count_forwards, evaluated_levels
+from .memory import StepBytes, step_bytes, text_bytes
+from .networks import held_weights, read_networks
+from .text import duration, forecast_lines, quantity
+from .timing import Measurement, time_block
+
+__all__ = [
+    "Circumstances",
+    "Forecast",
+    "Measurement",
+    "Networks",
+    "Phase",
+    "StageForwards",
+    "StepBytes",
+    "Weights",
+    "advice",
+    "block_flops",
+    "count_forwards",
+    "duration",
+    "evaluated_levels",
+    "forecast_lines",
+    "forward_flops",
+    "held_weights",
+    "make_forecast",
+    "quantity",
+    "read_networks",
+    "step_bytes",
+    "text_bytes",
+    "time_block",
+]

@@ -1,0 +1,192 @@
+"""What a run will take: calls, operations, seconds, memory and disk, before anything heavy is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import torch
+
+from ..config import TextConfig, TransformerConfig, VAEConfig
+from ..plan import RunPlan
+from ..shapes import LatentShape, pixel_frames, pixel_size, token_grid
+from ..vae import decode_bytes
+from .flops import forward_flops
+from .forwards import StageForwards, count_forwards, evaluated_levels
+from .memory import step_bytes, text_bytes
+from .timing import Measurement
+
+RING = 2
+"""State files on disk at a time: the latest, and the one before until the latest is whole."""
+FILE_BITS = 0.25
+"""Bits per pixel of an H.264 file at the default rate factor; busy clips take several times that."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Weights as they lie on the device: bytes, and the dtype that most of them have."""
+
+    nbytes: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Networks:
+    """What runs: sizes and weights, as headers tell them.
+
+    Attributes:
+        transformer: sizes of the experts.
+        dtype: the experts compute in.
+        experts: weights of each expert.
+        text: sizes of the text encoder and its weights; None leaves it out.
+        vae: sizes of the VAE and its weights; None leaves it out.
+    """
+
+    transformer: TransformerConfig
+    dtype: torch.dtype
+    experts: tuple[Weights, ...]
+    text: tuple[TextConfig, Weights] | None = None
+    vae: tuple[VAEConfig, Weights] | None = None
+
+    @property
+    def all(self) -> list[Weights]:
+        """The weights of every network."""
+        others = [part[1] for part in (self.text, self.vae) if part is not None]
+        return [*self.experts, *others]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Phase:
+    """Memory of one phase of a run on the device: one network is there at a time.
+
+    Attributes:
+        name: ``text``, ``sampling`` or ``decoding``.
+        weights: bytes of the network's weights.
+        working: bytes beside them at the widest moment.
+    """
+
+    name: str
+    weights: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        """Bytes on the device."""
+        return self.weights + self.working
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forecast:
+    """What a run will take.
+
+    Attributes:
+        stages: calls of each stage's network.
+        forward_flops: operations of one call for all clips of the batch.
+        measured: what seconds are told from; None tells none.
+        phases: memory on the device, in the order of the run.
+        mapped: bytes of weights that are read from disk; the system keeps them while it has room.
+        state: bytes on disk that a run needs to go on after it was ended.
+        latents: bytes of the finished latents on disk.
+        file: bytes of the clip's file, roughly.
+    """
+
+    stages: tuple[StageForwards, ...]
+    forward_flops: int
+    measured: Measurement | None
+    phases: tuple[Phase, ...]
+    mapped: int
+    state: int
+    latents: int
+    file: int
+
+    @property
+    def forwards(self) -> int:
+        """Calls of all stages."""
+        return sum(stage.forwards for stage in self.stages)
+
+    @property
+    def flops(self) -> int:
+        """Operations of sampling."""
+        return self.forwards * self.forward_flops
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of sampling, weights being there; None without a measurement."""
+        return self.seconds_of(self.forwards)
+
+    def seconds_of(self, forwards: int) -> float | None:
+        """Seconds of some of the calls."""
+        if self.measured is None:
+            return None
+        return forwards * self.measured.seconds_for(self.forward_flops)
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the device in the widest phase."""
+        return max(phase.total for phase in self.phases)
+
+
+def make_forecast(
+    plan: RunPlan,
+    networks: Networks,
+    shape: LatentShape,
+    *,
+    solver: str,
+    batch: int = 1,
+    levels: Sequence[float] | None = None,
+    measured: Measurement | None = None,
+) -> Forecast:
+    """What a run of ``plan`` over ``batch`` clips of ``shape`` will take.
+
+    Args:
+        plan: steps and stages.
+        networks: what runs.
+        shape: latents of one clip.
+        solver: a key of ``SOLVERS``; where a foreign one runs, the one nearest to it in memory.
+        batch: clips at a time.
+        levels: noise levels at which a foreign solver evaluates; None asks ``solver``.
+        measured: a forward of these networks, of any shape, timed on this machine.
+    """
+    if levels is None:
+        levels = evaluated_levels(solver, plan.schedule.sigmas)
+    stages = count_forwards(plan, list(levels))
+    step = step_bytes(
+        networks.transformer,
+        shape,
+        networks.dtype,
+        stored=networks.experts[0].dtype,
+        solver=solver,
+        guided=sum(stage.forwards for stage in stages) > len(levels),
+        batch=batch,
+    )
+    height, width = pixel_size(shape.height, shape.width)
+    frames = batch * pixel_frames(shape.frames)
+    tokens = token_grid(*shape[1:]).tokens
+    return Forecast(
+        stages=stages,
+        forward_flops=batch * forward_flops(networks.transformer, tokens),
+        measured=measured,
+        phases=_phases(networks, step.peak, height, width, batch * prod(shape) * 4),
+        mapped=sum(weights.nbytes for weights in networks.all),
+        state=RING * step.state,
+        latents=batch * prod(shape) * 4,
+        file=int(frames * height * width * FILE_BITS / 8),
+    )
+
+
+def _phases(
+    networks: Networks, step: int, height: int, width: int, latents: int
+) -> tuple[Phase, ...]:
+    found = []
+    if networks.text is not None:
+        text, weights = networks.text
+        working = text_bytes(text, weights.dtype)
+        found.append(Phase(name="text", weights=weights.nbytes, working=working))
+    largest = max(weights.nbytes for weights in networks.experts)
+    found.append(Phase(name="sampling", weights=largest, working=step))
+    if networks.vae is not None:
+        vae, weights = networks.vae
+        working = latents + decode_bytes(height, width, vae, torch.float32)
+        found.append(Phase(name="decoding", weights=weights.nbytes, working=working))
+    return tuple(found)

@@ -1,0 +1,103 @@
+"""Memory of a run beside its weights, traced from the code that runs; see :mod:`.live`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_iter
+
+from ..config import TextConfig, TransformerConfig
+from ..guidance import cfg
+from ..schedule import make_schedule
+from ..shapes import LatentShape
+from ..solvers import START, SolverState, get_solver
+from ..text import UMT5Encoder
+from ..transformer import WanTransformer
+from .live import META, LiveBytes
+
+_STEPS = 4
+"""Enough for every solver to remember all it ever remembers."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepBytes:
+    """Memory of sampling.
+
+    Attributes:
+        peak: bytes on the device beside the weights, at the widest moment of a step.
+        state: bytes of what a run needs to go on: latents and the solver's memory, all float32.
+    """
+
+    peak: int
+    state: int
+
+
+def step_bytes(
+    config: TransformerConfig,
+    shape: LatentShape,
+    dtype: torch.dtype,
+    *,
+    stored: torch.dtype | None = None,
+    solver: str = "unipc",
+    guided: bool = True,
+    batch: int = 1,
+) -> StepBytes:
+    """Memory of a step of ``solver`` over latents (batch, \\*shape).
+
+    Attention is taken as a kernel without a table of all pairs, as FlashAttention's are.
+
+    Args:
+        config: sizes of the expert; its number of blocks does not matter, one is in use at a time.
+        shape: latents of one clip.
+        dtype: of the computation.
+        stored: dtype of the weights, None for ``dtype``; a layer stored in another one is converted
+            while it is used.
+        solver: a key of ``SOLVERS``.
+        guided: whether any step needs the negative prompt too, which runs after the positive one.
+        batch: clips at a time.
+    """
+    one = replace(config, num_layers=1)
+    model = WanTransformer(one, attention=_attention, device=META, dtype=stored or dtype)
+    contexts = torch.empty(2, 1, config.text_len, config.text_dim, device=META)
+    noise = torch.empty(batch, *shape, device=META)
+    sigmas = make_schedule("shifted", steps=_STEPS, shift=5.0).sigmas
+
+    def velocity(x: Tensor, sigma: float) -> Tensor:
+        del sigma
+        seen, timestep = x.to(dtype), torch.empty(batch, device=META)
+        cond: Tensor = model(seen, timestep, contexts[0].expand(batch, -1, -1))
+        if not guided:
+            return cond
+        return cfg(cond, model(seen, timestep, contexts[1].expand(batch, -1, -1)), 2.0)
+
+    with torch.no_grad(), LiveBytes([noise, contexts]) as live:
+        x, state = noise.clone(), START
+        for step in range(_STEPS):
+            if step == _STEPS - 1:
+                held = x.nbytes + sum(t.nbytes for t in _tensors(state))
+            x, state = get_solver(solver)(velocity, x, sigmas, step, state)
+    return StepBytes(peak=live.peak, state=held)
+
+
+def text_bytes(config: TextConfig, stored: torch.dtype) -> int:
+    """Bytes beside its weights for the text encoder to read the longest prompt in float32."""
+    encoder = UMT5Encoder(replace(config, num_layers=1), device=META, dtype=stored)
+    ids = torch.empty(1, config.text_len, dtype=torch.int64, device=META)
+    with torch.no_grad(), LiveBytes([ids]) as live:
+        encoder(ids, dtype=torch.float32)
+    return int(live.peak)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The memory of attention: its result, and one number per query and head to normalise it."""
+    result, _ = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    return result.flatten(2)
+
+
+def _tensors(state: SolverState) -> list[Tensor]:
+    """All tensors a solver's memory holds, each once."""
+    values = tree_iter([getattr(state, field.name) for field in fields(state)])
+    found = [value for value in values if isinstance(value, Tensor)]
+    return list({id(tensor.untyped_storage()): tensor for tensor in found}.values())
