@@ -1,15 +1,14 @@
-"""How often each stage's network is called in a run, counted by running the solver without it."""
+"""How often each stage's network is called in a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ..guidance import needs_uncond
 from ..plan import RunPlan
-from ..solvers import START, get_solver
+from ..solvers import evaluated
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,16 +28,8 @@ class StageForwards:
 
 def evaluated_levels(solver: str, sigmas: Tensor) -> list[float]:
     """The noise levels at which ``solver`` evaluates the network on ``sigmas`` (N+1,), in order."""
-    step, levels = get_solver(solver), list[float]()
-
-    def velocity(x: Tensor, sigma: float) -> Tensor:
-        levels.append(sigma)
-        return torch.zeros_like(x)
-
-    x, state = torch.zeros(1), START
-    for index in range(sigmas.numel() - 1):
-        x, state = step(velocity, x, sigmas, index, state)
-    return levels
+    steps = range(sigmas.numel() - 1)
+    return [level for step in steps for level in evaluated(solver, sigmas, step)]
 
 
 def count_forwards(plan: RunPlan, levels: list[float]) -> tuple[StageForwards, ...]:
