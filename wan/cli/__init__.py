@@ -13,12 +13,18 @@ from typing import NoReturn
 import torch
 
 from .. import __version__
-from . import convert, decode, generate, inspect
+from . import convert, decode, generate, inspect, recipe
 from .bar import Bar
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
-COMMANDS = {"generate": generate, "decode": decode, "inspect": inspect, "convert": convert}
+COMMANDS = {
+    "generate": generate,
+    "decode": decode,
+    "recipe": recipe,
+    "inspect": inspect,
+    "convert": convert,
+}
 """Name of a command -> the module with its ``add_arguments`` and ``run``."""
 
 
