@@ -1,4 +1,4 @@
-"""The sampling loop: one solver, one schedule, one trajectory, resumable at every step."""
+"""The sampling loop: one solver, one schedule, one trajectory, watched, resumable at every step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .schedule import Schedule, Velocity
+from .sentinel import FINE, MEMORY, PLAIN, Failure, Rung, Verdict, Watch, check
 from .solvers import START, Solver, SolverState
 
 
@@ -26,6 +27,8 @@ class Progress:
         x: (B, C, T, H, W) float32 after the step, at noise level ``schedule.sigmas[step]``.
         denoised: clean prediction of the step, same shape.
         state: the solver's memory.
+        verdict: of the sentinel. On CUDA it may still be on its way, and a step that turns out bad is
+            done and shown again; keep nothing before ``verdict.good``.
     """
 
     step: int
@@ -34,13 +37,14 @@ class Progress:
     x: Tensor
     denoised: Tensor
     state: SolverState
+    verdict: Verdict = FINE
 
 
 Callback = Callable[[Progress], None]
 
 
 @torch.no_grad()
-def sample(
+def sample(  # noqa: PLR0913 - a run is these, each by its name
     velocity: Velocity,
     noise: Tensor,
     schedule: Schedule,
@@ -49,6 +53,7 @@ def sample(
     callback: Callback | None = None,
     start: int = 0,
     state: SolverState = START,
+    watch: Watch = PLAIN,
 ) -> Tensor:
     """Integrate from noise to clean latents. Runs under ``torch.no_grad``: no gradients come out.
 
@@ -62,37 +67,134 @@ def sample(
         start: first step to run, 0..N; ``N`` returns ``noise`` as it is.
         state: the solver's memory at ``start``. With the start state and ``start > 0`` a multistep
             solver warms up again, as if the run began there.
+        watch: what is tried where a step fails. A run in which none does is the same with any.
 
     Returns:
         Clean latents (B, C, T, H, W) float32 on ``noise``'s device.
 
     Raises:
         ValueError: ``start`` out of range, a state without a run, or noise that is not finite.
-        FloatingPointError: a step gave NaN or infinity; it names the step.
+        FloatingPointError: a step gave NaN, infinity or an impossible scale, and no rung of the
+            ``watch`` helped; it names the step.
+        torch.OutOfMemoryError: memory ran out, and no rung of the ``watch`` helped.
     """
     _check(noise, schedule, start, state)
-    x = noise.float()
-    for step in range(start, schedule.steps):
-        x, state = solver(velocity, x, schedule.sigmas, step, state)
-        sigma = schedule.sigmas[step].item()
-        # A NaN would survive all later steps and end as a black clip minutes from here.
-        if not bool(torch.isfinite(x).all()):
-            raise FloatingPointError(
-                f"step {step + 1} of {schedule.steps} (sigma {sigma:.4f}) gave NaN or infinity; "
-                "use a wider compute dtype (bfloat16 instead of float16) or check the weights"
-            )
+    run = _Run(velocity, schedule, solver, watch)
+    point = _Point(step=start, x=noise.float(), state=state)
+    # Of the latest step, as long as its verdict is on its way: the next one is begun meanwhile, so
+    # that the device is never without work.
+    late: _Step | None = None
+    while point.step < schedule.steps or late is not None:
+        new = run.attempt(run.velocity, point) if point.step < schedule.steps else None
+        if late is not None and (failure := late.verdict.failure):
+            step = run.again(late.before, failure)
+        elif isinstance(new, Failure):
+            step = run.again(point, new)
+        elif new is None:
+            break
+        elif new.verdict.arrived and (failure := new.verdict.failure):
+            step = run.again(point, failure)
+        else:
+            step = new
+        late = None if step.verdict.arrived and step.verdict.good else step
+        point = step.after
         if callback is not None:
-            callback(
-                Progress(
-                    step=step + 1,
-                    total=schedule.steps,
-                    sigma=sigma,
-                    x=x,
-                    denoised=state.history[-1],
-                    state=state,
-                )
+            callback(run.progress(step))
+    return point.x
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Point:
+    """A run when ``step`` steps are done."""
+
+    step: int
+    x: Tensor
+    state: SolverState
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Step:
+    """A step that was taken, and the point it can be taken again from."""
+
+    before: _Point
+    after: _Point
+    verdict: Verdict
+
+
+class _Run:
+    """How a run takes its steps."""
+
+    def __init__(
+        self, velocity: Velocity, schedule: Schedule, solver: Solver, watch: Watch
+    ) -> None:
+        self.velocity = velocity
+        self._schedule, self._solver, self._watch = schedule, solver, watch
+
+    def attempt(self, velocity: Velocity, point: _Point) -> _Step | Failure:
+        """One step; a failure if memory runs out and there is something to try about that."""
+        sigmas = self._schedule.sigmas
+        try:
+            x, state = self._solver(velocity, point.x, sigmas, point.step, point.state)
+        except torch.OutOfMemoryError as error:
+            if not self._watch.relief:
+                raise
+            return Failure(kind=MEMORY, told=f"no result for want of memory ({_first(error)})")
+        verdict = check(state.history[-1], sigmas[point.step + 1].item(), x=x)
+        after = _Point(step=point.step + 1, x=x, state=state)
+        return _Step(before=point, after=after, verdict=verdict)
+
+    def again(self, point: _Point, failure: Failure) -> _Step:
+        """The step from ``point``, which failed, by the rungs of the watch; raises if none helps."""
+
+        def attempt(rung: Rung) -> _Step | Failure:
+            velocity = rung.build()
+            step = self.attempt(velocity, point)
+            if isinstance(step, Failure):
+                return step
+            if not (found := step.verdict.failure) and rung in self._watch.relief:
+                self.velocity = velocity
+            return found or step
+
+        where = f"step {point.step + 1} of {self._schedule.steps}"
+        where += f" (sigma {self._schedule.sigmas[point.step].item():.4f})"
+        result = self._watch.again(failure, attempt, where)
+        if not isinstance(result, Failure):
+            return result[0]
+        told = self._rescue(point)
+        if result.kind == MEMORY:
+            raise torch.OutOfMemoryError(
+                f"{where} gave {result.told}; use fewer frames or a smaller size{told}"
             )
-    return x
+        raise FloatingPointError(
+            f"{where} gave {result.told}; "
+            f"use a wider compute dtype (bfloat16 instead of float16) or check the weights{told}"
+        )
+
+    def _rescue(self, point: _Point) -> str:
+        """Let the watch keep what good steps made; the end of an error's sentence that says where."""
+        if self._watch.rescue is None:
+            return ""
+        denoised = point.state.history[-1] if point.state.history else None
+        told = self._watch.rescue(point.step, point.x, denoised)
+        return f"; {told}" if told else ""
+
+    def progress(self, step: _Step) -> Progress:
+        """What the callback is told of ``step``."""
+        done = step.after
+        return Progress(
+            step=done.step,
+            total=self._schedule.steps,
+            sigma=self._schedule.sigmas[step.before.step].item(),
+            x=done.x,
+            denoised=done.state.history[-1],
+            state=done.state,
+            verdict=step.verdict,
+        )
+
+
+def _first(error: Exception) -> str:
+    """The first sentence of an error that has many."""
+    return str(error).partition(". ")[0].partition("\n")[0]
 
 
 def _check(noise: Tensor, schedule: Schedule, start: int, state: SolverState) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 from wanexperts.tests.wan.family import write_family
 from wanexperts.wan.checkpoint import BUNDLED
 from wanexperts.wan.cli import main
+from wanexperts.wan.cli.generate import KEPT
 from wanexperts.wan.pipeline import Pipeline, Request
+from wanexperts.wan.switch import Switch
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red circle moves left"
@@ -35,6 +38,11 @@ def models(parts: dict[str, Path]) -> Path:
 
 def _command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "wan", "generate", *map(str, arguments)]
+
+
+def _left(folder: Path) -> list[Path]:
+    """What is in a folder besides the runs kept there."""
+    return sorted(path for path in folder.iterdir() if path.name != KEPT)
 
 
 def _frames(path: Path) -> int:
@@ -57,12 +65,13 @@ def test_prompt_becomes_a_video(models: Path, parts, tmp_path: Path) -> None:
         "high-noise expert", "low-noise expert", "decode",
     ]  # fmt: skip
     assert [line.split()[-3] for line in told] == ["1/1", "2/2", "9/9"]
-    assert sorted(tmp_path.iterdir()) == sorted([out, sheet, latents])
+    assert _left(tmp_path) == sorted([out, sheet, latents])
     with av.open(str(out)) as container:
         stream = container.streams.video[0]
         assert (stream.frames, stream.average_rate, stream.width, stream.height) == (9, 8, 48, 32)
         told = json.loads(container.metadata["wan"])
-    assert (told["prompt"], told["seed"], told["switch_step"]) == (PROMPT, 7, 1)
+    assert (told["prompt"], told["seed"]) == (PROMPT, 7)
+    assert told["switch"] == {"kind": "step", "value": 1}
     assert told["sampling"]["num_frames"] == 9
     assert told["weights"] == {part: path.name for part, path in parts.items()}
     with av.open(str(sheet)) as container:
@@ -73,13 +82,13 @@ def test_prompt_becomes_a_video(models: Path, parts, tmp_path: Path) -> None:
     from dataclasses import replace
 
     sampling = replace(pipeline.defaults, num_frames=9)
-    request = Request(prompt=PROMPT, sampling=sampling, seed=7, switch_step=1)
+    request = Request(prompt=PROMPT, sampling=sampling, seed=7, switch=Switch("step", 1))
     saved = load_file(latents)
     assert set(saved) == {"latent_tensor", "latent_format_version_0"}
     torch.testing.assert_close(saved["latent_tensor"], pipeline.sample(request))
 
 
-def test_interrupt_leaves_nothing(models: Path, tmp_path: Path) -> None:
+def test_interrupt_leaves_nothing_but_the_run_to_go_on_with(models: Path, tmp_path: Path) -> None:
     command = _command(
         "--prompt", PROMPT, "--out", tmp_path / "out.mp4", "--models", models,
         "--steps", 500, "--switch-step", 3, "--solver", "euler", "--shift", 1,
@@ -90,8 +99,12 @@ def test_interrupt_leaves_nothing(models: Path, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
         assert process.wait(60) == 130, rest
-    assert rest.splitlines() == ["interrupted; no broken file was left"]
-    assert list(tmp_path.iterdir()) == []
+    kept, told = rest.splitlines()
+    assert re.fullmatch(
+        rf"the run is kept after step [3-9]\d* of 500 in {tmp_path}/{KEPT}", kept
+    ), kept
+    assert told == "interrupted; no broken file was left"
+    assert _left(tmp_path) == []
 
 
 def test_an_interrupt_that_became_another_error_is_still_one(
@@ -99,7 +112,7 @@ def test_an_interrupt_that_became_another_error_is_still_one(
 ) -> None:
     """As where Ctrl-C falls into compiled code that is reading weights."""
 
-    def swallowed(self, *_: object) -> None:
+    def swallowed(self, *_: object, **__: object) -> None:
         try:
             signal.raise_signal(signal.SIGINT)
         except KeyboardInterrupt:
@@ -124,7 +137,7 @@ def test_interrupt_while_decoding_leaves_nothing(models: Path, tmp_path: Path, m
     out, latents = tmp_path / "out.mp4", tmp_path / "run.latent"
     arguments = ["--prompt", PROMPT, "--out", out, "--models", models, "--save-latents", latents]
     assert main(["generate", *map(str, arguments)]) == 130
-    assert list(tmp_path.iterdir()) == [latents]
+    assert _left(tmp_path) == [latents]
 
 
 def _refusal(capsys, *arguments: object) -> str:
@@ -167,7 +180,7 @@ def _refusal(capsys, *arguments: object) -> str:
 def test_bad_input_is_one_sentence_before_any_weight_is_read(
     models: Path, tmp_path: Path, capsys, monkeypatch, arguments: list, sentence: str
 ) -> None:
-    monkeypatch.setattr(Pipeline, "sample", lambda *_: pytest.fail("weights were read"))
+    monkeypatch.setattr(Pipeline, "sample", lambda *_, **__: pytest.fail("weights were read"))
     out = tmp_path / "out.mp4"
     known = ["--prompt", PROMPT, "--out", out, "--models", models]
     places = {"OUT": str(out)}

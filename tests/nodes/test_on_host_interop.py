@@ -7,7 +7,7 @@ import torch
 from wanexperts.wan.checkpoint import load_text_encoder, load_transformer, load_vae
 from wanexperts.wan.experts import Stage, route
 from wanexperts.wan.guidance import cfg
-from wanexperts.wan.pipeline import make_noise
+from wanexperts.wan.noise import draw_noise
 from wanexperts.wan.sampling import sample
 from wanexperts.wan.schedule import Schedule, make_schedule, shift_sigma
 from wanexperts.wan.shapes import latent_shape
@@ -71,7 +71,7 @@ def raw(models, latents):
 
 
 def noise():
-    return make_noise(latent_shape(FRAMES, HEIGHT, WIDTH, channels=16), SEED)
+    return draw_noise((1, *latent_shape(FRAMES, HEIGHT, WIDTH, channels=16)), SEED)
 
 
 def test_ksampler_samples_our_model(host, random_models):

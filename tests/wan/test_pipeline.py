@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,10 @@ from wanexperts.tests.wan.family import (
 from wanexperts.wan.checkpoint import find_parts, load_text_encoder, load_transformer, load_vae
 from wanexperts.wan.config import NEGATIVE_PROMPT, T2V_A14B, TINY
 from wanexperts.wan.guidance import cfg
-from wanexperts.wan.pipeline import Pipeline, Request, make_noise
+from wanexperts.wan.pipeline import Pipeline, Request
 from wanexperts.wan.schedule import make_schedule
 from wanexperts.wan.solvers import SOLVERS, SolverState
+from wanexperts.wan.switch import Switch
 from wanexperts.wan.text import UMT5Encoder, encode_prompt
 from wanexperts.wan.transformer import WanTransformer
 from wanexperts.wan.vae import WanVAE, denormalize
@@ -45,7 +46,12 @@ def pipeline(parts: dict[str, Path]) -> Pipeline:
 
 
 def _request(pipeline: Pipeline, **changed) -> Request:
-    own = {name: changed.pop(name) for name in ("prompt", "seed", "switch_step") if name in changed}
+    if "switch_step" in changed:
+        changed["switch"] = Switch("step", changed.pop("switch_step"))
+    own = {
+        field.name: changed.pop(field.name) for field in fields(Request) if field.name in changed
+        and not hasattr(pipeline.defaults, field.name)
+    }  # fmt: skip
     sampling = replace(pipeline.defaults, **changed)
     return Request(**({"prompt": PROMPT, "sampling": sampling} | own))
 
@@ -86,12 +92,6 @@ def test_equals_the_composition_by_hand(pipeline: Pipeline, parts, solver: str) 
     torch.testing.assert_close(latents, denormalize(x, SMALL_VAE), rtol=1e-5, atol=1e-5)
     video = load_vae(parts["vae"]).decode(latents)
     assert torch.equal(torch.cat(list(pipeline.decode(latents))), to_uint8(video[0]))
-
-
-def test_noise_is_comfyuis() -> None:
-    torch.manual_seed(2**64 - 1)
-    theirs = torch.randn((1, 16, 2, 4, 6), dtype=torch.float32, layout=torch.strided)
-    assert torch.equal(make_noise((16, 2, 4, 6), 2**64 - 1), theirs)
 
 
 def _networks() -> int:
@@ -153,9 +153,10 @@ def test_planning_reads_no_weights(pipeline: Pipeline, journal: _Journal) -> Non
     plan = pipeline.plan(_request(pipeline, steps=20, boundary=0.9))
     assert journal.lines == []
     sigmas = plan.schedule.sigmas
-    assert plan.high_steps == sum(sigma >= 0.9 for sigma in sigmas.tolist())
-    assert plan.expert(plan.high_steps) == "high-noise expert"
-    assert plan.expert(plan.high_steps + 1) == "low-noise expert"
+    high_steps = sum(sigma >= 0.9 for sigma in sigmas.tolist())
+    assert plan.run.steps_of(0) == range(high_steps)
+    assert plan.phases[plan.phase(high_steps)].name == "high-noise expert"
+    assert plan.phases[plan.phase(high_steps + 1)].name == "low-noise expert"
     assert plan.shape == (16, 2, 4, 6)
 
 

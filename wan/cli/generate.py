@@ -10,10 +10,14 @@ from pathlib import Path
 from .. import __version__
 from ..checkpoint import BUNDLED, PARTS, find_parts
 from ..config import SamplingConfig
-from ..pipeline import LoraUse, Pipeline, Plan, Request
+from ..guidance import Guidance, parse_guidance
+from ..noise import LAYOUTS
+from ..pipeline import AUTO, Keep, LoraUse, Pipeline, Plan, Request
 from ..sampling import Progress
 from ..schedule import SCHEDULES
 from ..solvers import SOLVERS
+from ..state import Store
+from ..switch import KINDS, Switch
 from ..video import Clip, VideoWriter
 from .bar import Bar
 from .device import torch_device
@@ -26,6 +30,8 @@ _LORAS = {
     "--lora-low": f"the {PARTS['low']}",
 }
 _SETTINGS = [field.name for field in fields(SamplingConfig)]
+KEPT = ".wan-runs"
+"""Folder beside the output in which runs are kept."""
 
 
 def add_arguments(generate: argparse.ArgumentParser) -> None:
@@ -36,6 +42,10 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     generate.add_argument(
         "--save-latents", type=Path, metavar="FILE",
         help="raw latents as safetensors, written before decoding (.latent loads in ComfyUI)",
+    )  # fmt: skip
+    generate.add_argument(
+        "--fresh", action="store_true",
+        help=f"start anew instead of going on where the same command ended (kept in {KEPT})",
     )  # fmt: skip
     _add_settings(generate.add_argument_group("settings (default: those of the model)"))
     weights = generate.add_argument_group("weights (default: the bundled miniature family)")
@@ -68,11 +78,19 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
         "--boundary", type=float, help="lowest noise level of the high-noise expert"
     )
     switch.add_argument("--switch-step", type=int, help="steps on the high-noise expert instead")
-    group.add_argument("--guidance-high", type=float, help="guidance of the high-noise expert")
-    group.add_argument("--guidance-low", type=float, help="guidance of the low-noise expert")
+    switch.add_argument(
+        "--switch", metavar="KIND=VALUE",
+        help=f"where the high-noise expert ends, by one of {', '.join(KINDS[1:])}: snr=0.02",
+    )  # fmt: skip
+    for part in ("high", "low"):
+        group.add_argument(
+            f"--guidance-{part}", metavar="SCALE",
+            help=f"guidance of the {PARTS[part]}: 4, or sigma:scale pairs such as 1:4,0.9:3",
+        )  # fmt: skip
     group.add_argument("--solver", choices=list(SOLVERS))
     group.add_argument("--schedule", choices=list(SCHEDULES))
-    group.add_argument("--seed", type=int, default=0, help="of the initial noise, default 0")
+    group.add_argument("--seed", type=int, default=0, help="of all noise, default 0")
+    group.add_argument("--noise", choices=LAYOUTS, default=LAYOUTS[0], help="whose initial noise")
 
 
 def run(given: argparse.Namespace, bar: Bar) -> None:
@@ -90,7 +108,8 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     writer = VideoWriter(given.out, clip)
 
     bar.show("read weights", 0, 1)
-    latents = pipeline.sample(request, lambda progress: _show_step(bar, plan, progress))
+    keep = Keep(store=Store(folder=given.out.parent / KEPT), fresh=given.fresh, manifest=metadata)
+    latents = pipeline.sample(request, lambda progress: _show_step(bar, plan, progress), keep=keep)
     if given.save_latents:
         save_latents(given.save_latents, latents, metadata)
     write_clip(
@@ -143,14 +162,43 @@ def _lora_uses(given: Sequence[str], part: str | None) -> list[LoraUse]:
 
 
 def read_request(given: argparse.Namespace, defaults: SamplingConfig) -> Request:
-    """What was asked for, on top of the family's defaults."""
+    """What was asked for, on top of the family's defaults.
+
+    Raises:
+        ValueError: a switch or a guidance that cannot be read.
+    """
     told = {name: getattr(given, name) for name in _SETTINGS if getattr(given, name) is not None}
+    curves: dict[str, Guidance | None] = {"guidance_high": None, "guidance_low": None}
+    for name in told.keys() & curves.keys():
+        curve = parse_guidance(told.pop(name))
+        if curve.is_constant:
+            told[name] = curve.at(1.0)
+        else:
+            curves[name] = curve
     return Request(
         prompt=given.prompt,
         sampling=replace(defaults, **told),
         seed=given.seed,
-        switch_step=given.switch_step,
+        noise=given.noise,
+        switch=_switch(given),
+        guidance_high=curves["guidance_high"],
+        guidance_low=curves["guidance_low"],
     )
+
+
+def _switch(given: argparse.Namespace) -> Switch:
+    if given.switch_step is not None:
+        return Switch("step", given.switch_step)
+    if given.switch in (None, AUTO.kind):
+        return AUTO
+    kind, _, value = given.switch.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(
+            f"--switch {given.switch!r} is not KIND=VALUE; write snr=0.02 or step=10, for example"
+        ) from None
+    return Switch(kind, number)
 
 
 def describe(request: Request, pipeline: Pipeline) -> dict[str, object]:
@@ -164,6 +212,6 @@ def describe(request: Request, pipeline: Pipeline) -> dict[str, object]:
 
 
 def _show_step(bar: Bar, plan: Plan, progress: Progress) -> None:
-    high = plan.high_steps
-    first, total = (0, high) if progress.step <= high else (high, progress.total - high)
-    bar.show(plan.expert(progress.step), progress.step - first, total)
+    phase = plan.phase(progress.step)
+    steps = plan.run.steps_of(phase)
+    bar.show(plan.phases[phase].name, progress.step - steps.start, len(steps))
