@@ -1,8 +1,9 @@
-"""Our schedules and solvers in ComfyUI's terms: a ``model_sampling`` object and a SAMPLER."""
+"""Our schedules and solvers in ComfyUI's terms: SIGMAS, a ``model_sampling`` object, a SAMPLER."""
 
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import comfy.model_sampling
 import comfy.samplers
@@ -17,10 +18,18 @@ from ...wan.schedule import (
     make_schedule,
     shift_sigma,
 )
-from ...wan.solvers import get_solver
+from ...wan.solvers import SolverState, get_solver
 
 OFFICIAL = "unipc"
 GRID_TOLERANCE = 1e-6
+
+_MADE: WeakKeyDictionary[torch.UntypedStorage, tuple[Schedule, float]] = WeakKeyDictionary()
+"""What :func:`as_sigmas` gave away and is still held somewhere: its schedule and shift. By storage,
+because that is what a tensor shares with its slices."""
+
+
+class _Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
+    """What ComfyUI's schedulers ask a flow-matching model of."""
 
 
 def pure_noise(shift: float) -> float:
@@ -73,11 +82,40 @@ def foreign_shift(patcher: Any, shift: float) -> str:
     return f"{told} on a MODEL is not used; sigma_shift {shift:g} of this node is"
 
 
+def scheduler_names() -> list[str]:
+    """ComfyUI's schedulers at this moment; other packs may add some."""
+    return list(comfy.samplers.SCHEDULER_NAMES)
+
+
+def core_schedule(name: str, steps: int, shift: float) -> Schedule:
+    """The grid of ComfyUI's scheduler ``name`` for a flow model of this shift; it may drop steps.
+
+    Raises:
+        ValueError: it does not give noise levels of flow matching.
+    """
+    flow = _Flow()
+    flow.set_parameters(shift=shift)
+    return plain(comfy.samplers.calculate_sigmas(flow, name, steps), name=name)
+
+
+def as_sigmas(schedule: Schedule, shift: float) -> Tensor:
+    """SIGMAS (N+1,) float32 of a schedule, which :func:`recognise` knows again.
+
+    A tensor cannot say which timesteps belong to its noise levels, and the levels do not always tell:
+    the DPM++ grid has those of the plain one. So the memory of the tensor is remembered; what other
+    nodes cut out of it (SplitSigmas) is known, what they compute from it is not.
+    """
+    sigmas = schedule.sigmas.clone()
+    _MADE[sigmas.untyped_storage()] = schedule, shift
+    return sigmas
+
+
 def recognise(sigmas: Tensor, shift: float) -> Schedule:
     """The schedule behind SIGMAS from another node.
 
-    The official UniPC grid is known by its levels and gets its whole timesteps; any other grid gets
-    ``1000 * sigma``. (The DPM++ grid has the levels of the plain one: they cannot be told apart.)
+    What :func:`as_sigmas` made, or a part of it, has its own timesteps. Elsewhere the whole official
+    UniPC grid is known by its levels and gets its whole timesteps; any other grid gets ``1000 *
+    sigma``, an official DPM++ grid among them.
 
     Args:
         sigmas: (N+1,) descending noise levels.
@@ -87,16 +125,32 @@ def recognise(sigmas: Tensor, shift: float) -> Schedule:
         ValueError: these are not noise levels of flow matching.
     """
     given = plain(sigmas)
+    made, _ = _MADE.get(sigmas.untyped_storage(), (None, shift))
+    if made is not None and (part := _part(made, sigmas.storage_offset(), given.sigmas)):
+        return part
     official = make_schedule(OFFICIAL, steps=given.steps, shift=shift)
     if not torch.allclose(official.sigmas, given.sigmas, rtol=0, atol=GRID_TOLERANCE):
         return given
     return Schedule(name=OFFICIAL, sigmas=given.sigmas, timesteps=official.timesteps)
 
 
-def plain(sigmas: Tensor) -> Schedule:
+def shift_behind(sigmas: Tensor, shift: float) -> float:
+    """The shift that SIGMAS of :func:`as_sigmas` were made with; ``shift`` for any others."""
+    return _MADE.get(sigmas.untyped_storage(), (None, shift))[1]
+
+
+def _part(made: Schedule, first: int, sigmas: Tensor) -> Schedule | None:
+    """``sigmas`` (N+1,) as levels ``first``, ``first + 1``, ... of ``made``; None if they are not."""
+    last = first + sigmas.numel() - 1
+    if not torch.equal(made.sigmas[first : last + 1], sigmas):
+        return None
+    return Schedule(name=made.name, sigmas=sigmas, timesteps=made.timesteps[first:last])
+
+
+def plain(sigmas: Tensor, *, name: str = "custom") -> Schedule:
     """A schedule on any descending ``sigmas`` (N+1,), with fractional timesteps."""
     sigmas = sigmas.detach().to("cpu", torch.float32)
-    return Schedule(name="custom", sigmas=sigmas, timesteps=sigmas[:-1].double() * TRAIN_TIMESTEPS)
+    return Schedule(name=name, sigmas=sigmas, timesteps=sigmas[:-1].double() * TRAIN_TIMESTEPS)
 
 
 def solver_sampler(name: str) -> Any:
@@ -111,10 +165,13 @@ def solver_sampler(name: str) -> Any:
         callback: Any = None,
         disable: bool | None = None,
     ) -> Tensor:
+        options = extra_args or {}
         batch = x.new_ones(x.shape[0])
+        # Core gives every sampler the seed of the run; without one, LCM's noise is that of seed 0.
+        start = SolverState(seed=options.get("seed") or 0)
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
-            denoised = model(x, sigma * batch, **(extra_args or {}))
+            denoised = model(x, sigma * batch, **options)
             return (x - denoised) / sigma
 
         def report(progress: Progress) -> None:
@@ -128,6 +185,7 @@ def solver_sampler(name: str) -> Any:
                 }
             )
 
-        return sample(velocity, x, plain(sigmas), solver, callback=report if callback else None)
+        told = report if callback else None
+        return sample(velocity, x, plain(sigmas), solver, callback=told, state=start)
 
     return comfy.samplers.KSAMPLER(run)
