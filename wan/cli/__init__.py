@@ -13,15 +13,17 @@ from typing import NoReturn
 import torch
 
 from .. import __version__
-from . import convert, decode, generate, inspect, recipe
+from . import convert, decode, generate, inspect, plan, recipe, verify
 from .bar import Bar
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
 COMMANDS = {
     "generate": generate,
+    "plan": plan,
     "decode": decode,
     "recipe": recipe,
+    "verify": verify,
     "inspect": inspect,
     "convert": convert,
 }

@@ -19,7 +19,7 @@ from .timing import Measurement
 
 RING = 2
 """State files on disk at a time: the latest, and the one before until the latest is whole."""
-FILE_BITS = 0.25
+FILE_BITS = 0.5
 """Bits per pixel of an H.264 file at the default rate factor; busy clips take several times that."""
 
 

@@ -1,0 +1,18 @@
+"""Workflows of ComfyUI, read without ComfyUI: UI files (format 0.4 and 1) and API files alike."""
+
+from .graph import Link, Node, Workflow
+from .read import parse_workflow, read_workflow
+from .runs import FoundRun, StageUse, find_runs
+from .widgets import WIDGETS
+
+__all__ = [
+    "WIDGETS",
+    "FoundRun",
+    "Link",
+    "Node",
+    "StageUse",
+    "Workflow",
+    "find_runs",
+    "parse_workflow",
+    "read_workflow",
+]
