@@ -16,8 +16,8 @@ LEVELS = (
     {"shapes", "config", "ops", "files", "keys", "__version__"},
     {"rope", "attention", "layers", "schedule", "guidance", "noise", "quant"},
     {"transformer", "vae", "text", "solvers", "experts", "sentinel", "conditioning"},
-    {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "manifest", "video"},
-    {"pipeline", "convert", "cost", "presets", "recipes", "workflow"},
+    {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "video"},
+    {"pipeline", "convert", "cost", "presets", "recipes", "manifest", "workflow"},
     {"cli"},
     {"__main__", "__init__"},
 )

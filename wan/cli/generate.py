@@ -11,6 +11,7 @@ from .. import __version__
 from ..checkpoint import BUNDLED, PARTS, find_parts
 from ..config import SamplingConfig
 from ..guidance import Guidance, parse_guidance
+from ..manifest import KEY, TAG, to_json
 from ..noise import LAYOUTS
 from ..pipeline import AUTO, Keep, LoraUse, Pipeline, Plan, Request
 from ..sampling import Progress
@@ -23,6 +24,7 @@ from .bar import Bar
 from .device import torch_device
 from .latents import save_latents
 from .outputs import check_outputs, write_clip
+from .record import record, with_result
 
 _LORAS = {
     "--lora": "the expert its keys or name say, else both",
@@ -101,23 +103,29 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     outputs = check_outputs([given.out, given.contact_sheet, given.save_latents])
     pipeline = with_loras(pipeline, given)
     settings = request.sampling
-    metadata = describe(request, pipeline)
-    clip = Clip(
-        width=settings.width, height=settings.height, fps=settings.fps, metadata={"wan": metadata}
-    )
-    writer = VideoWriter(given.out, clip)
+    manifest = record(pipeline, request, plan)
+    metadata = {**describe(request, pipeline), KEY: to_json(manifest)}
+    _open_writer(given.out, settings, metadata)  # says now what cannot be written
 
     bar.show("read weights", 0, 1)
     keep = Keep(store=Store(folder=given.out.parent / KEPT), fresh=given.fresh, manifest=metadata)
     latents = pipeline.sample(request, lambda progress: _show_step(bar, plan, progress), keep=keep)
+    metadata[KEY] = to_json(with_result(manifest, latents))
     if given.save_latents:
         save_latents(given.save_latents, latents, metadata)
     write_clip(
-        pipeline.decode(latents), writer,
+        pipeline.decode(latents), _open_writer(given.out, settings, metadata),
         total=settings.num_frames, bar=bar, sheet=given.contact_sheet,
     )  # fmt: skip
     for path in outputs:
         print(path)
+
+
+def _open_writer(path: Path, settings: SamplingConfig, metadata: dict[str, object]) -> VideoWriter:
+    clip = Clip(
+        width=settings.width, height=settings.height, fps=settings.fps, metadata={TAG: metadata}
+    )
+    return VideoWriter(path, clip)
 
 
 def open_pipeline(given: argparse.Namespace) -> Pipeline:
