@@ -136,6 +136,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         name: Entry(shape=tuple(t.shape), dtype=t.dtype, make=lambda t=t: t)  # type: ignore[misc]
         for name, t in held.items()
     }
+    metadata = {"format": "pt", **metadata}  # as it will be read back
     part = path.with_name(f"{path.name}.part")
     try:
         write_safetensors(part, entries, {**metadata, DIGEST: _digest(held, metadata)})
@@ -164,7 +165,6 @@ def _read(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
         raise ValueError(f"{shown(path)} is damaged or cut off") from error
     metadata = dict(header.metadata)
     told = metadata.pop(DIGEST, None)
-    metadata.pop("format", None)
     if told is None:
         raise ValueError(f"{shown(path)} was not kept by a run")
     # Copied: a mapped file would change under the run when the ring comes round to it.

@@ -212,10 +212,7 @@ class Keeper:
         """Say once that this run is not kept any more."""
         if not self._trouble:
             self._trouble = str(error)
-            log.warning(
-                "the rest of this run is not kept: %s; it goes on, and could be resumed from %s only",
-                _why(error), f"step {self._kept}" if self._kept else "its start",
-            )  # fmt: skip
+            log.warning("the rest of this run is not kept: %s; the run goes on", _why(error))
 
 
 def _why(error: Exception) -> str:
