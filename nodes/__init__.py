@@ -10,6 +10,7 @@ from .host.files import offer_bundled_weights
 from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
 from .lora import WanExpertsLora
 from .sampling import WanExpertsGuider, WanExpertsSampler
+from .stages import WanExpertsStage, WanExpertsStagesGuider
 
 
 class WanExpertsExtension(ComfyExtension):
@@ -27,6 +28,8 @@ class WanExpertsExtension(ComfyExtension):
             WanExpertsEmptyLatent,
             WanExpertsSampler,
             WanExpertsGuider,
+            WanExpertsStage,
+            WanExpertsStagesGuider,
             WanExpertsDecode,
             WanExpertsDecodeToVideo,
         ]

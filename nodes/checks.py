@@ -36,6 +36,11 @@ LIMITS = {
     "sigma_shift": Limits(0.01, 100.0, 0.01),
     "boundary": Limits(0.0, 1.0, 0.001),
     "switch_step": Limits(0, 1000),
+    "switch_value": Limits(0.0, 1000.0, 0.0001),
+    "cfg_motion": Limits(0.0, 100.0, 0.1),
+    "motion_until": Limits(0.0, 1000.0, 0.1),
+    "cfg": Limits(0.0, 100.0, 0.1),
+    "until_value": Limits(0.0, 1000.0, 0.0001),
     "strength_high_noise": Limits(-100.0, 100.0, 0.01),
     "strength_low_noise": Limits(-100.0, 100.0, 0.01),
     "fps": Limits(0.1, 1000.0, 0.01),
@@ -68,3 +73,8 @@ def problem(check: Callable[..., Any], *values: Any) -> bool | str:
     except (ValueError, OSError, ImportError) as error:
         return str(error)
     return True
+
+
+def both(first: bool | str, second: bool | str) -> bool | str:
+    """The first of two answers of :func:`problem` that is one."""
+    return second if first is True else first

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..wan.config import T2V_A14B
-from ..wan.experts import boundary_at_step, check_boundary, count_high
-from ..wan.schedule import SCHEDULES, Schedule, make_schedule
+from ..wan.config import MotionConfig
+from ..wan.experts import count_high
+from ..wan.guidance import Guidance
+from ..wan.plan import RunPlan, describe
+from ..wan.schedule import SCHEDULES, TRAIN_TIMESTEPS, make_schedule
 from ..wan.solvers import SOLVERS
-from .checks import check_limits, problem, widget
+from ..wan.switch import Switch
+from .checks import both, check_limits, problem, widget
 from .host import compat
-from .host.guider import ExpertsGuider, RunPlan
 from .host.latent import fit_latent, is_ignored, run_guider
-from .host.model import check_text_width, same_model, sampling_of
-from .host.sampling import foreign_shift, pure_noise, recognise, solver_sampler
+from .host.model import same_model
+from .host.sampling import solver_sampler
+from .trajectory import (
+    CATEGORY,
+    DEFAULTS,
+    SWITCHES,
+    WiredStage,
+    make_guider,
+    plan_run,
+    read_guidance,
+    read_switch,
+)
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-DEFAULTS = T2V_A14B.sampling
-CATEGORY = "WanExperts/sampling"
 OFFICIAL_GRID = (
     "Give the shift of the sigmas: only a whole official UniPC grid of this shift gets the official "
     "whole timesteps, any other sigmas get 1000 times the noise level."
@@ -31,12 +37,15 @@ IGNORED_LATENT = (
     "what is in latent_image is not used: this node starts from pure noise; to work on a clip give it "
     "a noise mask, or use Wan Experts Guider with sigmas that start lower"
 )
-SWITCHES = ["auto", "boundary", "step"]
-# So that "step" starts out as what "auto" does with all other defaults.
+MOTION = MotionConfig()
+UNLINKED = False
+"""Stands for a MODEL that is not connected, where a connected one is None (see ``problem``)."""
+# So that "step" and "timestep" start out as what "auto" does with all other defaults.
 SWITCH_STEP = count_high(
     make_schedule(DEFAULTS.schedule, steps=DEFAULTS.steps, shift=DEFAULTS.shift),
     DEFAULTS.boundary,
 )
+SWITCH_VALUE = TRAIN_TIMESTEPS * DEFAULTS.boundary
 
 
 def _experts() -> list[Any]:
@@ -78,7 +87,7 @@ def _switch() -> list[Any]:
             "switch", options=SWITCHES, default="auto",
             tooltip="auto: at the noise level the experts were trained to divide at; for a MODEL of "
             "another loader 0.9 if it takes an image, else 0.875. boundary: at the noise level below. "
-            "step: after the number of steps below.",
+            "step: after the number of steps below. snr, timestep, fraction: see switch_value.",
         ),
         io.Float.Input(
             "boundary", default=DEFAULTS.boundary, **widget("boundary"),
@@ -91,68 +100,79 @@ def _switch() -> list[Any]:
     ]  # fmt: skip
 
 
-def boundary_for(
-    switch: str, boundary: float, switch_step: int, schedule: Schedule, own: float
-) -> float:
-    """The noise level at which the experts change, for a run over ``schedule``.
+def _more() -> list[Any]:
+    return [
+        io.Float.Input(
+            "switch_value", default=SWITCH_VALUE, **widget("switch_value"), optional=True,
+            tooltip="Only for switch = snr (((1 - sigma) / sigma)^2, a ratio: 0.0204 is boundary "
+            "0.875), timestep (0 to 1000) or fraction (0 to 1 of the steps).",
+        ),
+        io.String.Input(
+            "cfg_curve_high", default="", optional=True,
+            tooltip="Guidance of the high-noise expert over the noise level, in place of "
+            "cfg_high_noise: sigma:scale pairs such as 1:4, 0.9:3. Empty: cfg_high_noise.",
+        ),
+        io.String.Input(
+            "cfg_curve_low", default="", optional=True,
+            tooltip="The same for the low-noise expert, in place of cfg_low_noise.",
+        ),
+        io.Model.Input(
+            "model_motion", optional=True,
+            tooltip="A third phase before the others: the high-noise expert without its distill LoRA, "
+            "which brings back the motion that few steps lose.",
+        ),
+        io.Float.Input(
+            "cfg_motion", default=MOTION.guidance, **widget("cfg_motion"), optional=True,
+            tooltip="Only with model_motion: its guidance.",
+        ),
+        io.Float.Input(
+            "motion_until", default=MOTION.until, **widget("motion_until"), optional=True,
+            tooltip="Only with model_motion: the lowest timestep it runs at, 0 to 1000.",
+        ),
+    ]  # fmt: skip
 
-    ``own`` is the boundary the experts were trained with.
 
-    Raises:
-        ValueError: unknown switch, boundary outside [0, 1] or step outside 0..N.
-    """
-    _check_switch(switch, boundary)
-    if switch == "auto":
-        return own
-    if switch == "boundary":
-        return boundary
-    return boundary_at_step(schedule, switch_step)
-
-
-def describe(plan: RunPlan) -> str:
-    """The plan as text: a line of totals, a line per step, then what else should be known."""
-    schedule = plan.schedule
-    high = plan.high_steps
-    lines = [
-        f"{schedule.steps} steps, {schedule.name} grid, shift {plan.shift:g}: "
-        f"{high} high noise, {schedule.steps - high} low noise (boundary {plan.boundary:.4f})",
-        "step   sigma    timestep  expert",
+def _stages(
+    high: Any, low: Any, guidance: tuple[Guidance, Guidance], switch: Switch
+) -> list[WiredStage]:
+    """The two experts as stages; without MODELs where only numbers are checked."""
+    return [
+        WiredStage(name="high noise", model=high, guidance=guidance[0], switch=switch),
+        WiredStage(name="low noise", model=low, guidance=guidance[1], switch=Switch()),
     ]
-    for step, (sigma, timestep) in enumerate(
-        zip(schedule.sigmas.tolist(), schedule.timesteps.tolist(), strict=False)
-    ):
-        expert = "high noise" if plan.is_high(sigma) else "low noise"
-        lines.append(f"{step + 1:4d}  {sigma:.5f}  {timestep:8.2f}  {expert}")
-    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 
-def plan_run(
-    schedule: Schedule, level: float, shift: float, models: tuple[Any, ...] = ()
-) -> RunPlan:
-    """The plan of a run over ``schedule`` that changes experts at noise ``level``, with its notes."""
-    notes = [foreign_shift(model, shift) for model in models]
-    high = count_high(schedule, level)
-    # Part of a run may well need one expert only.
-    first, last = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
-    whole = last == 0 and first >= pure_noise(shift) - 1e-5
-    if whole and high in (0, schedule.steps):
-        idle, only = ("low", "high") if high else ("high", "low")
-        notes.append(
-            f"the {idle}-noise expert runs no step, all {schedule.steps} run on the {only}-noise one; "
-            "for both use another switch or switch_step, or more steps"
-        )
-    told = tuple(dict.fromkeys(filter(None, notes)))
-    return RunPlan(schedule=schedule, boundary=level, shift=shift, notes=told)
+def _motion(model: Any, cfg: float, until: float) -> WiredStage:
+    check_limits(cfg_motion=cfg, motion_until=until)
+    guidance, switch = Guidance.constant(cfg), Switch("timestep", until)
+    return WiredStage(name="motion", model=model, guidance=guidance, switch=switch)
 
 
-def _check_sources(high: Any, low: Any, positive: Any, negative: Any) -> None:
-    for model in (high, low):
-        check_text_width(model, [*positive, *negative])
+def _guidances(
+    cfg_high: float, cfg_low: float, curve_high: str, curve_low: str
+) -> tuple[Guidance, Guidance]:
+    return (
+        read_guidance("cfg_high_noise", cfg_high, curve_high),
+        read_guidance("cfg_low_noise", cfg_low, curve_low),
+    )
+
+
+def _check_different(high: Any, low: Any) -> None:
     if same_model(high, low):
         raise ValueError(
             "model_high_noise and model_low_noise are the same MODEL; connect both outputs of "
             "Load Wan Experts"
         )
+
+
+def _plan(
+    steps: int, sampler_name: str, scheduler: str, sigma_shift: float, stages: list[WiredStage]
+) -> RunPlan:
+    check_limits(steps=steps, sigma_shift=sigma_shift)
+    if sampler_name not in SOLVERS:
+        raise ValueError(f"unknown sampler {sampler_name!r}; use one of {', '.join(SOLVERS)}")
+    schedule = make_schedule(scheduler, steps=steps, shift=sigma_shift)
+    return plan_run(stages, schedule, sigma_shift)
 
 
 class WanExpertsSampler(io.ComfyNode):
@@ -193,6 +213,7 @@ class WanExpertsSampler(io.ComfyNode):
                 ),
                 _shift("It replaces the shift of ModelSamplingSD3."),
                 *_switch(),
+                *_more(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The clip, for a decode node."),
@@ -210,10 +231,18 @@ class WanExpertsSampler(io.ComfyNode):
         switch: str | None = None,
         boundary: float | None = None,
         switch_step: int | None = None,
+        switch_value: float | None = SWITCH_VALUE,
+        cfg_curve_high: str | None = "",
+        cfg_curve_low: str | None = "",
+        model_motion: Any = UNLINKED,
+        motion_until: float | None = MOTION.until,
     ) -> bool | str:
         """Everything the numbers alone can tell, before anything is loaded."""
-        given = (steps, sampler_name, scheduler, sigma_shift, switch, boundary, switch_step)
-        return problem(_plan, *given)
+        curves = problem(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
+        run = (steps, sampler_name, scheduler, sigma_shift)
+        place = (switch, boundary, switch_step, switch_value)
+        motion = (model_motion is None, motion_until)
+        return both(curves, problem(_check_run, *run, *place, *motion))
 
     @classmethod
     def execute(
@@ -233,26 +262,32 @@ class WanExpertsSampler(io.ComfyNode):
         switch: str,
         boundary: float,
         switch_step: int,
+        switch_value: float = SWITCH_VALUE,
+        cfg_curve_high: str = "",
+        cfg_curve_low: str = "",
+        model_motion: Any = None,
+        cfg_motion: float = MOTION.guidance,
+        motion_until: float = MOTION.until,
     ) -> io.NodeOutput:
         """Sample; the latents stay raw (not normalised), as on every LATENT socket."""
-        models = model_high_noise, model_low_noise
-        _check_sources(*models, positive, negative)
-        check_limits(cfg_high_noise=cfg_high_noise, cfg_low_noise=cfg_low_noise)
+        _check_different(model_high_noise, model_low_noise)
+        guidance = _guidances(cfg_high_noise, cfg_low_noise, cfg_curve_high, cfg_curve_low)
+        place = read_switch(switch, boundary, switch_step, switch_value)
+        stages = _stages(model_high_noise, model_low_noise, guidance, place)
+        if model_motion is not None:
+            stages.insert(0, _motion(model_motion, cfg_motion, motion_until))
+        guider = make_guider(stages, positive, negative, sigma_shift)
         samples = fit_latent(model_high_noise, latent_image)
-        plan = _plan(
-            steps, sampler_name, scheduler, sigma_shift, switch, boundary, switch_step, models
-        )
+        plan = _plan(steps, sampler_name, scheduler, sigma_shift, stages)
         if is_ignored(latent_image):
-            plan = replace(plan, notes=(*plan.notes, IGNORED_LATENT))
-        guider = ExpertsGuider(*models, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise)
-        guider.set_conds(positive, negative)
+            plan = plan.noted(IGNORED_LATENT)
         guider.set_plan(lambda _: plan)
         sampler = solver_sampler(sampler_name)
         out = run_guider(guider, sampler, plan.schedule.sigmas, latent_image, samples, noise_seed)
         return io.NodeOutput(out, describe(plan))
 
 
-def _plan(
+def _check_run(
     steps: int,
     sampler_name: str,
     scheduler: str,
@@ -260,15 +295,14 @@ def _plan(
     switch: str,
     boundary: float,
     switch_step: int,
-    models: tuple[Any, ...] = (),
-) -> RunPlan:
-    check_limits(steps=steps, sigma_shift=sigma_shift, switch_step=switch_step)
-    if sampler_name not in SOLVERS:
-        raise ValueError(f"unknown sampler {sampler_name!r}; use one of {', '.join(SOLVERS)}")
-    schedule = make_schedule(scheduler, steps=steps, shift=sigma_shift)
-    own = sampling_of(models[0]).boundary if models else DEFAULTS.boundary
-    level = boundary_for(switch, boundary, switch_step, schedule, own)
-    return plan_run(schedule, level, sigma_shift, models)
+    switch_value: float,
+    has_motion: bool,
+    motion_until: float,
+) -> None:
+    place, scale = read_switch(switch, boundary, switch_step, switch_value), Guidance.constant(1.0)
+    stages = _stages(None, None, (scale, scale), place)
+    motion = _motion(None, MOTION.guidance, motion_until)
+    _plan(steps, sampler_name, scheduler, sigma_shift, [motion, *stages] if has_motion else stages)
 
 
 class WanExpertsGuider(io.ComfyNode):
@@ -284,16 +318,23 @@ class WanExpertsGuider(io.ComfyNode):
             description="Both experts behind one GUIDER, for SamplerCustomAdvanced with any sampler "
             "and any sigmas. The noise level of each call decides the expert.",
             search_aliases=["wan", "cfg guider", "dual model", "moe"],
-            inputs=[*_experts(), *_guidance(), _shift(OFFICIAL_GRID), *_switch()],
+            inputs=[*_experts(), *_guidance(), _shift(OFFICIAL_GRID), *_switch(), *_more()],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod
     def validate_inputs(
-        cls, switch: str | None = None, boundary: float | None = None
+        cls,
+        switch: str | None = None,
+        boundary: float | None = None,
+        switch_value: float | None = SWITCH_VALUE,
+        cfg_curve_high: str | None = "",
+        cfg_curve_low: str | None = "",
     ) -> bool | str:
         """The step is checked when the sigmas are known."""
-        return problem(_check_switch, switch, boundary)
+        curves = problem(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
+        place = problem(read_switch, switch, boundary, 0, switch_value)
+        return both(curves, place)
 
     @classmethod
     def execute(
@@ -308,33 +349,19 @@ class WanExpertsGuider(io.ComfyNode):
         switch: str,
         boundary: float,
         switch_step: int,
+        switch_value: float = SWITCH_VALUE,
+        cfg_curve_high: str = "",
+        cfg_curve_low: str = "",
+        model_motion: Any = None,
+        cfg_motion: float = MOTION.guidance,
+        motion_until: float = MOTION.until,
     ) -> io.NodeOutput:
         """Build the guider; nothing is loaded before sampling."""
-        models = model_high_noise, model_low_noise
-        _check_sources(*models, positive, negative)
-        check_limits(
-            cfg_high_noise=cfg_high_noise,
-            cfg_low_noise=cfg_low_noise,
-            sigma_shift=sigma_shift,
-            switch_step=switch_step,
-        )
-        _check_switch(switch, boundary)
-        own = sampling_of(model_high_noise).boundary
-
-        def plan_for(sigmas: Tensor) -> RunPlan:
-            schedule = recognise(sigmas, sigma_shift)
-            level = boundary_for(switch, boundary, switch_step, schedule, own)
-            return plan_run(schedule, level, sigma_shift, models)
-
-        guider = ExpertsGuider(*models, cfg_high=cfg_high_noise, cfg_low=cfg_low_noise)
-        guider.set_conds(positive, negative)
-        guider.set_plan(plan_for)
-        return io.NodeOutput(guider)
-
-
-def _check_switch(switch: str, boundary: float) -> None:
-    if switch not in SWITCHES:
-        raise ValueError(f"switch={switch!r} is not one of {', '.join(SWITCHES)}; use auto")
-    if switch == "boundary":
-        check_boundary(boundary)
-    check_limits(boundary=boundary)
+        _check_different(model_high_noise, model_low_noise)
+        check_limits(sigma_shift=sigma_shift)
+        guidance = _guidances(cfg_high_noise, cfg_low_noise, cfg_curve_high, cfg_curve_low)
+        place = read_switch(switch, boundary, switch_step, switch_value)
+        stages = _stages(model_high_noise, model_low_noise, guidance, place)
+        if model_motion is not None:
+            stages.insert(0, _motion(model_motion, cfg_motion, motion_until))
+        return io.NodeOutput(make_guider(stages, positive, negative, sigma_shift))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from .experts import check_boundary, check_order, in_all_forms, select
@@ -68,6 +68,10 @@ class RunPlan:
         owners = self._owners()
         first = sum(owner < index for owner in owners)
         return range(first, first + owners.count(index))
+
+    def noted(self, *notes: str) -> RunPlan:
+        """The same plan with these notes after its own, each once."""
+        return replace(self, notes=tuple(dict.fromkeys([*self.notes, *notes])))
 
     def _owners(self) -> list[int]:
         """The stage of each step; once one has run, earlier ones never do, see ``route``."""

@@ -1,81 +1,47 @@
-"""One guider over two experts: the noise level decides, the second is loaded when it is needed."""
+"""One guider over all stages: the noise level decides, each MODEL is loaded when it is needed."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import comfy.model_patcher
-import comfy.sampler_helpers
 import comfy.samplers
 import torch
-from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...wan.experts import count_high, is_high
-from ...wan.schedule import Schedule
-from . import compat
-from .sampling import with_schedule
+from ...wan.plan import RunPlan
+from .stages import LaterStage, RunInputs, hand_over, stage_clone
 
 log = logging.getLogger(__name__)
 
-Conds = dict[str, list[dict[str, Any]]]
 POST_CFG = "sampler_post_cfg_function"
 NO_CFG1 = "disable_cfg1_optimization"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """What a guider needs to know of a run before it starts."""
-
-    schedule: Schedule
-    boundary: float
-    shift: float
-    notes: tuple[str, ...] = ()
-    """What a person should know before waiting for the result."""
-
-    @property
-    def high_steps(self) -> int:
-        """Steps on the high-noise expert."""
-        return count_high(self.schedule, self.boundary)
-
-    def is_high(self, sigma: float) -> bool:
-        """Whether the high-noise expert is due at ``sigma``."""
-        return is_high(self.schedule.level(sigma), self.boundary)
-
-
-@dataclass(kw_only=True)
-class _Ready:
-    """An expert that is loaded, with its processed conditionings and its own options."""
-
-    patcher: Any
-    model: Any
-    conds: Conds
-    options: dict[str, Any]
-    helpers: list[Any] = field(default_factory=list)
-
-
 class ExpertsGuider(comfy.samplers.CFGGuider):
-    """A GUIDER for two MODELs that runs one solver over both.
+    """A GUIDER for the stages of one trajectory, each with its own MODEL and guidance.
 
-    The expert of a call follows from the noise level passed in it (ties are high); once the low
-    expert has run, the high one is not called again. Both MODELs are used through clones, so what
-    the caller holds does not change. The expert that starts is loaded by ComfyUI's own start of a
-    run, the other at the switch, and not at all if no step needs it.
+    The stage of a call follows from the noise level passed in it (ties are the earlier one's); once
+    a stage has run, earlier ones are not called again. MODELs are used through clones, so what the
+    caller holds does not change. The MODEL that starts is loaded by ComfyUI's own start of a run, a
+    later one when its first call comes, and not at all if none comes. Consecutive stages on one and
+    the same MODEL share it: only the guidance changes.
+
+    Every evaluation of the network passes :meth:`outer_predict_noise`; what SAMPLERs find in
+    ``model_options`` is put there in :meth:`inner_sample`.
     """
 
-    def __init__(self, high: Any, low: Any, *, cfg_high: float, cfg_low: float) -> None:
-        """``high`` and ``low`` are MODELs of one latent format."""
-        super().__init__(high)
-        self._high, self._low = high, low
-        self._cfg_high, self._cfg_low = cfg_high, cfg_low
+    def __init__(self, models: Sequence[Any]) -> None:
+        """``models`` are MODELs of one latent format, one for each stage of the plan."""
+        super().__init__(models[0])
+        self._models = tuple(models)
         self._plan_for: Callable[[Tensor], RunPlan] | None = None
         self._plan: RunPlan | None = None
-        self._second: comfy.samplers.CFGGuider | None = None
-        self._context: dict[str, Any] = {}
-        self._ready: _Ready | None = None
+        self._guiders: dict[int, comfy.samplers.CFGGuider] = {}
+        self._stage = 0
+        self._inputs: RunInputs | None = None
 
     def set_plan(self, plan_for: Callable[[Tensor], RunPlan]) -> None:
         """``plan_for(sigmas)`` is asked at the start of each run; it may raise ValueError."""
@@ -95,34 +61,28 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         if sigmas.shape[-1] < 2:
             return latent_image
         plan = self._plan_for(sigmas)
-        first_is_high = plan.is_high(float(sigmas[0]))
-        pair = [self._high, self._low] if first_is_high else [self._low]
-        clones = [with_schedule(patcher, plan.schedule, plan.shift) for patcher in pair]
-        log.info(
-            "%d steps high noise, %d low noise (boundary %.4f, %s grid)",
-            plan.high_steps, plan.schedule.steps - plan.high_steps, plan.boundary, plan.schedule.name,
-        )  # fmt: skip
-        for note in plan.notes:
-            log.warning("%s", note)
-        self._plan = plan
-        self._second = self._guider_of(clones[1]) if first_is_high else None
-        self.model_patcher = clones[0]
-        self.model_options = clones[0].model_options
-        self.set_cfg(self._cfg_high if first_is_high else self._cfg_low)
+        assert len(plan.stages) == len(self._models)
+        _announce(plan)
+        first, last = (plan.stage_of(float(sigmas[end])) for end in (0, -1))
+        self._plan, self._stage = plan, first
+        self.model_patcher = stage_clone(self._models[first], plan)
+        self.model_options = self.model_patcher.model_options
         try:
+            self._guiders = self._line_up(plan, first, last)
             return super().sample(noise, latent_image, sampler, sigmas, *args, **kw)
         finally:
-            self.model_patcher = self._high
-            self.model_options = self._high.model_options
-            self._plan = self._second = None
-            self._context = {}
+            self.model_patcher = self._models[0]
+            self.model_options = self.model_patcher.model_options
+            self._plan = self._inputs = None
+            self._guiders = {}
 
     def outer_sample(self, noise: Tensor, *args: Any, **kw: Any) -> Tensor:
-        """Run with both experts prepared: their hooks and wrappers are known, nothing is loaded.
+        """Run with all stages prepared: their hooks and wrappers are known, nothing is loaded.
 
-        Both experts' wrappers of a whole run are around it, the second's inside. What those change
-        on the way in and out is left out: the first expert's have done it, often the same ones.
+        The wrappers of a whole run of every MODEL are around it, later ones inside. What later ones
+        change on the way in and out is left out: the first MODEL's have done it, often the same ones.
         """
+        later = self._later()
         result: Tensor | None = None
 
         def run(*_: Any, **__: Any) -> Tensor:
@@ -131,30 +91,16 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             return result
 
         try:
-            if self._second is None:
-                return run()
-            _prepare(self._second)
-            own = get_all_wrappers(
-                WrappersMP.OUTER_SAMPLE, self._second.model_options, is_model_options=True
-            )
-            executor = WrapperExecutor.new_class_executor(run, self._second, own)
-            told = executor.execute(noise, *args, **kw)
+            for stage in later:
+                stage.prepare()
+            wrapped: Callable[..., Tensor] = run
+            for stage in reversed(later):
+                wrapped = stage.around(wrapped)
+            told = wrapped(noise, *args, **kw)
             return told if result is None else result
         finally:
-            self._release_second()
-
-    def _guider_of(self, patcher: Any) -> comfy.samplers.CFGGuider:
-        """What the wrappers of the second expert find as the guider of their run."""
-        guider = comfy.samplers.CFGGuider(patcher)
-        guider.original_conds = self.original_conds
-        guider.set_cfg(self._cfg_low)
-        around = WrappersMP.SAMPLER_SAMPLE
-        if patcher.get_all_wrappers(around) and not self._high.get_all_wrappers(around):
-            log.warning(
-                "a patch around the sampler on the low-noise MODEL does not run, because one sampler "
-                "runs both experts; put it on the high-noise MODEL"
-            )
-        return guider
+            for stage in later:
+                stage.release()
 
     def inner_sample(
         self,
@@ -169,16 +115,16 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         seed: int | None,
         **shapes: Any,
     ) -> Tensor:
-        """Remember what processing conditionings for the second expert will need."""
-        self._context = {
-            "noise": noise,
-            "latent_image": latent_image,
-            "device": device,
-            "denoise_mask": denoise_mask,
-            "seed": seed,
-            "sigmas": sigmas,
-            "shapes": shapes,
-        }
+        """Remember what processing conditionings for later stages will need."""
+        self._inputs = RunInputs(
+            noise=noise,
+            latent_image=latent_image,
+            device=device,
+            denoise_mask=denoise_mask,
+            seed=seed,
+            sigmas=sigmas,
+            shapes=shapes,
+        )
         return super().inner_sample(
             noise, latent_image, device, sampler, sigmas,
             denoise_mask, callback, disable_pbar, seed, **shapes,
@@ -191,92 +137,74 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         model_options: dict[str, Any] | None = None,
         seed: Any = None,
     ) -> Tensor:
-        """Denoise with the expert of this noise level, through that expert's own wrappers."""
+        """Denoise with the stage of this noise level, through its MODEL's own wrappers."""
         assert self._plan is not None
-        options = model_options or {}
-        high = self._plan.is_high(float(timestep.max()))
-        if self._second is None or (high and self._ready is None):
+        sigma, options = float(timestep.max()), model_options or {}
+        guider = self._turn_to(sigma)
+        guider.set_cfg(self._plan.stages[self._stage].guidance.at(sigma))
+        if guider is self:
             return super().outer_predict_noise(x, timestep, options, seed)
-        second = self._ready or self._load_second()
-        merged = _with_sampler_hooks(second.options, options, self.model_options)
-        executor = WrapperExecutor.new_class_executor(
-            self._predict_second,
-            self,
-            get_all_wrappers(WrappersMP.PREDICT_NOISE, second.options, is_model_options=True),
-        )
-        return executor.execute(x, timestep, merged, seed)
+        merged = _with_sampler_hooks(guider.model_options, options, self.model_options)
+        return guider.outer_predict_noise(x, timestep, merged, seed)
 
-    def _predict_second(
-        self, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: Any = None
-    ) -> Tensor:
-        assert self._ready is not None
-        return comfy.samplers.sampling_function(
-            self._ready.model,
-            x,
-            timestep,
-            self._ready.conds.get("negative"),
-            self._ready.conds.get("positive"),
-            self._cfg_low,
-            model_options=model_options,
-            seed=seed,
-        )
+    def _turn_to(self, sigma: float) -> comfy.samplers.CFGGuider:
+        """The guider of the stage due at ``sigma``, its MODEL loaded; never an earlier one's."""
+        assert self._plan is not None
+        due = min(self._plan.stage_of(sigma), max(self._guiders))
+        if due <= self._stage:
+            return self._guiders[self._stage]
+        before, guider = self._guiders[self._stage], self._guiders[due]
+        self._stage = due
+        log.info("switching to the %s stage", self._plan.stages[due].name)
+        if guider is not before:
+            assert self._inputs is not None
+            hand_over(before.model_patcher, guider.model_patcher)
+            guider.load(self._inputs)
+        return guider
 
-    def _load_second(self) -> _Ready:
-        """What ``CFGGuider.outer_sample`` and ``inner_sample`` do for a model, for the second expert."""
-        log.info("switching to the low-noise expert")
-        assert self._second is not None
-        patcher, run = self._second.model_patcher, self._context
-        # Wrappers around the run may have put their state into these.
-        options = self._second.model_options
-        model, conds, helpers = comfy.sampler_helpers.prepare_sampling(
-            patcher, run["noise"].shape, self._second.conds, options
-        )
-        self._ready = _Ready(
-            patcher=patcher, model=model, conds=conds, options=options, helpers=helpers
-        )
-        comfy.samplers.cast_to_load_options(
-            options, device=patcher.load_device, dtype=patcher.model_dtype()
-        )
-        patcher.pre_run()
-        latent = run["latent_image"]
-        if latent is not None and torch.count_nonzero(latent) > 0:
-            latent = model.process_latent_in(latent)
-        self._ready.conds = comfy.samplers.process_conds(
-            model, run["noise"], conds, run["device"], latent, run["denoise_mask"], run["seed"],
-            **compat.accepted(comfy.samplers.process_conds, run["shapes"]),
-        )  # fmt: skip
-        options.setdefault("transformer_options", {})["sample_sigmas"] = run["sigmas"]
-        return self._ready
+    def _line_up(self, plan: RunPlan, first: int, last: int) -> dict[int, comfy.samplers.CFGGuider]:
+        """Who serves each stage from ``first`` to ``last``: this guider, and one per later MODEL."""
+        guiders: dict[int, comfy.samplers.CFGGuider] = {first: self}
+        self.set_cfg(plan.stages[first].guidance.at(float(plan.schedule.sigmas[0])))
+        for index in range(first + 1, last + 1):
+            model = self._models[index]
+            if model is self._models[index - 1]:
+                guiders[index] = guiders[index - 1]
+                continue
+            guiders[index] = LaterStage(stage_clone(model, plan), self.original_conds)
+            guiders[index].set_cfg(plan.stages[index].guidance.at(plan.boundaries[index - 1]))
+            around = WrappersMP.SAMPLER_SAMPLE
+            if model.get_all_wrappers(around) and not self._models[first].get_all_wrappers(around):
+                log.warning(
+                    "a patch around the sampler on the MODEL of the %s stage does not run, because "
+                    "one sampler runs all stages; put it on the first MODEL",
+                    plan.stages[index].name,
+                )
+        return guiders
 
-    def _release_second(self) -> None:
-        ready, self._ready = self._ready, None
-        if self._second is not None:
-            self._second.model_patcher.restore_hook_patches()
-        if ready is None:
-            return
-        ready.patcher.cleanup()
-        comfy.sampler_helpers.cleanup_models(ready.conds, ready.helpers)
-        comfy.samplers.cast_to_load_options(ready.options, device=ready.patcher.offload_device)
+    def _later(self) -> list[LaterStage]:
+        """The MODELs after the first, in order."""
+        found = dict.fromkeys(self._guiders.values())
+        return [guider for guider in found if isinstance(guider, LaterStage)]
 
 
-def _prepare(guider: comfy.samplers.CFGGuider) -> None:
-    """What ``CFGGuider.sample`` does for a model before a run."""
-    patcher = guider.model_patcher
-    options = comfy.model_patcher.create_model_options_clone(patcher.model_options)
-    conds = {name: [dict(c) for c in given] for name, given in guider.original_conds.items()}
-    comfy.samplers.preprocess_conds_hooks(conds)
-    comfy.sampler_helpers.prepare_model_patcher(patcher, conds, options)
-    comfy.samplers.filter_registered_hooks_on_conds(conds, options)
-    guider.model_options, guider.conds = options, conds
+def _announce(plan: RunPlan) -> None:
+    steps = ", ".join(
+        f"{len(plan.steps_of(index))} steps {stage.name}" for index, stage in enumerate(plan.stages)
+    )
+    ends = ", ".join(f"{stage.boundary:.4f}" for stage in plan.stages[:-1])
+    log.info("%s (boundary %s, %s grid)", steps, ends or "none", plan.schedule.name)
+    for note in plan.notes:
+        log.warning("%s", note)
 
 
 def _with_sampler_hooks(
     own: dict[str, Any], given: dict[str, Any], first: dict[str, Any]
 ) -> dict[str, Any]:
-    """The second expert's options plus what the sampler itself added for this call.
+    """A later stage's options plus what the sampler itself added for this call.
 
     Samplers such as ``euler_cfg_pp`` hang a function onto the options they were given; those are the
-    first expert's. Its other options stay with it.
+    first MODEL's. Its other options stay with it.
     """
     hooks = [f for f in given.get(POST_CFG, []) if f not in first.get(POST_CFG, [])]
     merged = dict(own)

@@ -27,6 +27,7 @@ from ...wan.quant import Quant
 from ...wan.shapes import token_grid
 from ...wan.transformer import Tokens, WanTransformer
 from . import compat
+from .interrupt import check_interrupted
 from .mapped import settle
 from .patches import changed_at_use, patch_at_use
 from .quant import (
@@ -57,7 +58,8 @@ class HostAttention:
         self.options: dict[str, Any] = {}
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """``(B, L, N, D)`` each to ``(B, L, N * D)``."""
+        """``(B, L, N, D)`` each to ``(B, L, N * D)``; ends here if the user asked for it."""
+        check_interrupted()
         heads = q.shape[2]
         q, k, v = (rearrange(t, "b l n d -> b l (n d)") for t in (q, k, v))
         return optimized_attention(q, k, v, heads=heads, transformer_options=self.options)

@@ -11,6 +11,7 @@ import math
 import sys
 import weakref
 
+import comfy.model_management
 import comfy.ops
 import comfy.patcher_extension
 import comfy.samplers
@@ -81,6 +82,12 @@ def no_attention(func, *args, **kwargs):
     return func(*args, **kwargs) * 0
 
 
+def interrupting_attention(func, *args, **kwargs):
+    logging.info("probe: attention")
+    comfy.model_management.interrupt_current_processing()
+    return func(*args, **kwargs)
+
+
 class WanProbePatch:
     """Patch a MODEL the way other packs do."""
 
@@ -90,7 +97,7 @@ class WanProbePatch:
 
     @classmethod
     def INPUT_TYPES(cls):
-        kinds = ["wrapper", "predict", "block", "attention", "weight", "sampler", "run"]
+        kinds = ["wrapper", "predict", "block", "attention", "weight", "sampler", "run", "interrupt"]
         return {"required": {"model": ("MODEL",), "kind": (kinds,)}}
 
     def run(self, model, kind):
@@ -110,9 +117,10 @@ class WanProbePatch:
             model.add_wrapper_with_key(where, "probe", run_wrapper)
         elif kind == "block":
             model.set_model_patch_replace(skip_block, "dit", "double_block", 1)
-        elif kind == "attention":
+        elif kind in ("attention", "interrupt"):
             options = model.model_options["transformer_options"]
-            options["optimized_attention_override"] = no_attention
+            own = no_attention if kind == "attention" else interrupting_attention
+            options["optimized_attention_override"] = own
         else:
             key = "diffusion_model.blocks.0.self_attn.v.weight"
             delta = torch.ones_like(model.model_state_dict()[key]) * 0.01

@@ -107,7 +107,7 @@ def test_easycache_skips_steps_of_the_expert_it_is_on(host, patched):
 
 
 def test_a_patch_around_the_sampler_belongs_on_the_high_expert(host):
-    told = "a patch around the sampler on the low-noise MODEL does not run"
+    told = "a patch around the sampler on the MODEL of the low noise stage does not run"
     plain = saved_latents(host, host.run(base_graph(noise_seed=401)))
     for role, runs in (("high", True), ("low", False)):
         patch = node("WanProbePatch", kind="sampler")

@@ -115,8 +115,8 @@ def test_a_noise_mask_keeps_the_rest_of_the_clip(host):
 @pytest.mark.parametrize(
     ("step", "told"),
     [
-        (STEPS, f"the low-noise expert runs no step, all {STEPS} run on the high-noise one"),
-        (0, f"the high-noise expert runs no step, all {STEPS} run on the low-noise one"),
+        (STEPS, f"the low noise stage runs none of the {STEPS} steps"),
+        (0, f"the high noise stage runs none of the {STEPS} steps"),
         (1, ""),
     ],
 )
@@ -134,4 +134,4 @@ def test_part_of_a_run_with_one_expert_is_no_news(host):
     graph["31"]["inputs"]["noise_seed"] = SEED + 50
     graph["33"]["inputs"]["denoise"] = 0.2
     host.run(graph)
-    assert "runs no step" not in host.log.read_text()[before:]
+    assert "runs none of" not in host.log.read_text()[before:]

@@ -15,6 +15,7 @@ from PIL import Image, ImageStat
 from safetensors.torch import load_file, save_file
 from wanexperts.wan.config import T2V_A14B
 from wanexperts.wan.pipeline import Pipeline, Request
+from wanexperts.wan.switch import Switch
 
 from . import random_weights as files
 from .graphs import (
@@ -57,9 +58,9 @@ def library_latents(models: Path, **changes: object) -> torch.Tensor:
         width=WIDTH,
         negative_prompt=NEGATIVE,
     )
-    switch_step = changes.pop("switch_step", None)
+    switch = Switch("step", changes.pop("switch_step")) if "switch_step" in changes else Switch()
     request = Request(
-        prompt=PROMPT, sampling=replace(sampling, **changes), seed=SEED, switch_step=switch_step
+        prompt=PROMPT, sampling=replace(sampling, **changes), seed=SEED, switch=switch
     )
     return pipeline.sample(request)
 
@@ -129,7 +130,7 @@ def test_plan_says_which_step_ran_where(host):
     graph = base_graph(switch="step", switch_step=2, noise_seed=7)
     graph["20"] = node("PreviewAny", source=(SAMPLER, 1))
     plan = host.run(graph)["20"]["text"][0]
-    experts = [line.split("  ")[-1].strip() for line in plan.splitlines()[2:]]
+    experts = [line.split("  ")[-1].strip() for line in plan.splitlines()[-STEPS:]]
     assert experts == ["high noise"] * 2 + ["low noise"] * 4
 
 
@@ -137,7 +138,7 @@ def log_of(host, graph) -> list[str]:
     host.post("/free", {"unload_models": True})
     before = len(host.log.read_text())
     host.run(graph)
-    keep = ("Requested to load HostModel", "switching to the low-noise expert", "high noise,")
+    keep = ("Requested to load HostModel", "switching to the low noise stage", "steps high noise,")
     lines = host.log.read_text()[before:].splitlines()
     return [k for line in lines for k in keep if k in line]
 
@@ -145,8 +146,8 @@ def log_of(host, graph) -> list[str]:
 def test_low_expert_is_loaded_at_the_switch(host):
     load, switch, start = (
         "Requested to load HostModel",
-        "switching to the low-noise expert",
-        "high noise,",
+        "switching to the low noise stage",
+        "steps high noise,",
     )
     assert log_of(host, base_graph(noise_seed=8)) == [start, load, switch, load]
     none_high = base_graph(noise_seed=9, switch="step", switch_step=0)

@@ -15,6 +15,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 NOTES = {"Note", "MarkdownNote"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 AFTER_GENERATE = {"fixed", "randomize", "increment", "decrement"}
+ABSENT = object()
 
 
 def read(path: Path):
@@ -50,7 +51,11 @@ def as_api(ui, live):
         inputs = {}
         for name, kind, options in specs(live[node["type"]]):
             if kind in WIDGETS:
-                inputs[name] = next(values)
+                value = next(values, ABSENT)
+                if value is ABSENT:  # a widget that was appended later starts at its default
+                    assert name in live[node["type"]]["input_order"]["optional"]
+                    continue
+                inputs[name] = value
                 if options.get("control_after_generate"):
                     assert next(values) in AFTER_GENERATE
             if linked.get(name) is not None:

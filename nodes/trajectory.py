@@ -1,0 +1,120 @@
+"""What the sampling nodes share: stages as they are wired, the plan of their run, their guider."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..wan.config import T2V_A14B
+from ..wan.guidance import Guidance, parse_guidance
+from ..wan.plan import RunPlan, StageSpec
+from ..wan.switch import Switch
+from .checks import check_limits
+from .host.guider import ExpertsGuider
+from .host.model import check_text_width, sampling_of
+from .host.sampling import foreign_shift, pure_noise, recognise
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..wan.schedule import Schedule
+
+DEFAULTS = T2V_A14B.sampling
+CATEGORY = "WanExperts/sampling"
+SWITCHES = ["auto", "boundary", "step", "snr", "timestep", "fraction"]
+"""The kinds of :class:`Switch`, in the order in which the widget got them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class WiredStage:
+    """One stage as it comes into a node.
+
+    Attributes:
+        name: for the plan and the log.
+        model: its MODEL; None while only numbers are checked.
+        guidance: its scale over the noise level.
+        switch: where it ends; the last stage of a run has no use for it.
+    """
+
+    name: str
+    model: Any
+    guidance: Guidance
+    switch: Switch
+
+    def spec(self, schedule: Schedule, *, last: bool) -> StageSpec:
+        """This stage in a run over ``schedule``."""
+        own = DEFAULTS.boundary if self.model is None else sampling_of(self.model).boundary
+        boundary = 0.0 if last else self.switch.boundary(schedule, own)
+        return StageSpec(name=self.name, boundary=boundary, guidance=self.guidance)
+
+
+def read_switch(kind: str, boundary: float, step: int, value: float) -> Switch:
+    """The switch that the widgets ``switch``, ``boundary``, ``switch_step`` and ``switch_value`` say.
+
+    Raises:
+        ValueError: an unknown kind, or a number out of its range.
+    """
+    switch = Switch(kind, {"boundary": boundary, "step": step}.get(kind, value))
+    check_limits(boundary=boundary, switch_step=step, switch_value=value)
+    return switch
+
+
+def read_guidance(name: str, scale: float, curve: str = "") -> Guidance:
+    """The ``curve`` if one is written, else the constant ``scale`` of the widget ``name``.
+
+    Raises:
+        ValueError: the curve cannot be read, or a scale is outside the limits of ``name``.
+    """
+    guidance = parse_guidance(curve) if curve.strip() else Guidance.constant(scale)
+    for _, value in guidance.points:
+        check_limits(**{name: value})
+    return guidance
+
+
+def plan_run(stages: Sequence[WiredStage], schedule: Schedule, shift: float) -> RunPlan:
+    """The plan of a run of ``stages`` over ``schedule``, with what should be known of it.
+
+    Raises:
+        ValueError: the stages do not follow each other from noise to clean.
+    """
+    specs = tuple(
+        stage.spec(schedule, last=number == len(stages))
+        for number, stage in enumerate(stages, start=1)
+    )
+    plan = RunPlan(schedule=schedule, shift=shift, stages=specs)
+    notes = [foreign_shift(stage.model, shift) for stage in stages]
+    if stages[-1].switch.kind != "auto":
+        notes.append(
+            f"until of the {specs[-1].name} stage is not used: the last one runs to the end"
+        )
+    # Part of a run may well need one stage only.
+    first, last = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
+    if last == 0 and first >= pure_noise(shift) - 1e-5:
+        notes += [
+            f"the {spec.name} stage runs none of the {schedule.steps} steps; "
+            "for all stages use another switch or more steps"
+            for index, spec in enumerate(specs)
+            if not plan.steps_of(index)
+        ]
+    return plan.noted(*filter(None, notes))
+
+
+def make_guider(
+    stages: Sequence[WiredStage], positive: list[Any], negative: list[Any], shift: float
+) -> ExpertsGuider:
+    """A GUIDER for ``stages``, which plans each run from the sigmas it is given.
+
+    Raises:
+        ValueError: a MODEL cannot read the conditionings.
+    """
+
+    def plan_for(sigmas: Tensor) -> RunPlan:
+        return plan_run(stages, recognise(sigmas, shift), shift)
+
+    for stage in stages:
+        check_text_width(stage.model, [*positive, *negative])
+    guider = ExpertsGuider([stage.model for stage in stages])
+    guider.set_conds(positive, negative)
+    guider.set_plan(plan_for)
+    return guider
