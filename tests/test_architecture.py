@@ -17,7 +17,8 @@ LEVELS = (
     {"rope", "attention", "layers", "schedule", "guidance", "noise", "quant"},
     {"transformer", "vae", "text", "solvers", "experts", "sentinel", "conditioning"},
     {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "video"},
-    {"pipeline", "convert", "cost", "presets", "recipes", "manifest", "workflow"},
+    {"pipeline", "convert", "cost", "presets", "manifest", "workflow"},
+    {"recipes"},
     {"cli"},
     {"__main__", "__init__"},
 )

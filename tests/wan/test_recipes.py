@@ -53,12 +53,18 @@ def editor(first=(), second=(), *, shifts=(8.000000000000002, 8), **kinds):
     """The published ComfyUI template (video_wan2_2_14B_t2v) as the editor saves it, without its looks."""
 
     def node(number, kind, values, links=None, mode=0):
-        inputs = [{"name": name, "link": link} for name, link in (links or {}).items()]
+        types = {"model": "MODEL", "latent_image": "LATENT", "clip": "CLIP"}
+        inputs = [
+            {"name": name, "link": link, "type": types.get(name, "CONDITIONING")}
+            for name, link in (links or {}).items()
+        ]
+        made = {"type": "MODEL" if kind == "ModelSamplingSD3" else "LATENT"}
         return {
             "id": number,
             "type": kind,
             "mode": mode,
             "inputs": inputs,
+            "outputs": [made],
             "widgets_values": values,
         }
 
@@ -267,7 +273,8 @@ def test_the_published_template_is_read_from_the_editors_format():
 def test_a_subgraph_is_read_and_what_is_bypassed_is_not():
     inner = editor()
     inner["links"] = [
-        {"id": n, "origin_id": a, "target_id": b} for n, a, _, b, *_ in inner["links"]
+        {"id": n, "origin_id": a, "origin_slot": slot, "target_id": b}
+        for n, a, slot, b, *_ in inner["links"]
     ]
     outer = {**editor(mode=4), "definitions": {"subgraphs": [inner]}}
     assert read_recipe(json.dumps(outer)).switch_step == 10

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from .graphs import read_graphs
 from .grids import HostSigmas, host_sigmas
-from .ksamplers import read_ksamplers
+from .ksamplers import is_graph, read_ksamplers
 from .lightx2v import is_lightx2v, read_lightx2v
 from .official import is_official, read_official
 from .python_call import is_python, read_python
@@ -67,7 +66,6 @@ def _read_json(text: str, sigmas_of: HostSigmas) -> Recipe:
         ) from error
     if is_lightx2v(content):
         return read_lightx2v(content)
-    graphs = read_graphs(content)
-    if graphs:
-        return read_ksamplers(graphs, sigmas_of)
+    if is_graph(content):
+        return read_ksamplers(content, sigmas_of)
     raise ValueError(f"the JSON is no recipe that is known here; {WHAT_CAN_BE_PASTED}")

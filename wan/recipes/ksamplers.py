@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..keys.roles import HIGH, LOW, role_of
 from ..solvers import SOLVERS
-from .graphs import Graph, Node, upstream, value_of
+from ..workflow import Node, Workflow, parse_workflow
 from .grids import HostSigmas, host_schedule
 from .recipe import Recipe, boundary_of_step
 
@@ -28,9 +29,8 @@ _ONE_STEP = frozenset(
     ("euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lcm", "ddim")
 )
 """Samplers without a memory of earlier steps."""
-_REROUTED = ""
-"""Name of the input of a Reroute."""
-_MODEL, _LATENT = ("model", _REROUTED), ("latent_image", "samples", "latent", _REROUTED)
+_MODEL, _LATENT, _TEXT = ("model",), ("latent_image", "samples", "latent"), ("conditioning",)
+"""Inputs through which MODELs, latents and conditionings come along a chain of nodes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,17 +51,28 @@ class _Sampler:
     loras: tuple[str, ...]
 
 
-def read_ksamplers(graphs: Sequence[Graph], sigmas_of: HostSigmas) -> Recipe:
-    """The run of the one chain of two samplers in some graphs.
+def is_graph(content: object) -> bool:
+    """Whether a JSON document looks like a graph of ComfyUI."""
+    if not isinstance(content, dict):
+        return False
+    nodes = content["prompt"] if isinstance(content.get("prompt"), dict) else content
+    held = list(nodes.values())
+    return "nodes" in content or (
+        bool(held) and all(isinstance(node, dict) and "class_type" in node for node in held)
+    )
+
+
+def read_ksamplers(content: Mapping[str, Any], sigmas_of: HostSigmas) -> Recipe:
+    """The run of the one chain of two samplers in a graph of ComfyUI.
 
     Args:
-        graphs: of a document.
+        content: a workflow or a graph of the API format, decoded.
         sigmas_of: ComfyUI's schedulers.
 
     Raises:
         ValueError: there is not exactly one such chain, or a setting cannot be read.
     """
-    pairs = [(graph, pair) for graph in graphs for pair in _pairs(graph)]
+    pairs = [(graph, pair) for graph in _graphs(content) for pair in _pairs(graph)]
     if len(pairs) != 1:
         found = "no chain of two KSamplerAdvanced" if not pairs else f"{len(pairs)} of them"
         raise ValueError(
@@ -93,44 +104,62 @@ def read_ksamplers(graphs: Sequence[Graph], sigmas_of: HostSigmas) -> Recipe:
     ).with_notes(*_mistakes(high, low), *_limits(high, low), *_models(high, low))
 
 
-def _pairs(graph: Graph) -> Iterator[tuple[Node, Node]]:
-    """Active samplers of which one feeds the other; two nodes that were pasted alone are a pair, too."""
-    samplers = [node for node in graph.values() if node.kind == KIND and node.active]
+def _graphs(content: Mapping[str, Any]) -> Iterator[Workflow]:
+    """The graph itself and each of its subgraphs, which hold what was last set inside them."""
+    inside = content.get("definitions") or {}
+    parts = [content, *(inside.get("subgraphs") or [])] if "nodes" in content else [content]
+    for part in parts:
+        alone = {key: value for key, value in part.items() if key != "definitions"}
+        yield parse_workflow(alone)
+
+
+def _before(graph: Workflow, node: Node, inputs: Sequence[str]) -> Iterator[Node]:
+    """The nodes before ``node``, nearest first, along the first of ``inputs`` that is linked."""
+    seen = {node.id}
+    while found := next((s for name in inputs if (s := graph.source(node, name))), None):
+        node = found[0]
+        if node.id in seen:
+            return
+        seen.add(node.id)
+        yield node
+
+
+def _pairs(graph: Workflow) -> Iterator[tuple[Node, Node]]:
+    """Samplers of which one feeds the other; two that were pasted alone are a pair, too."""
+    samplers = graph.of(KIND)
     linked = [
         (before, node)
         for node in samplers
-        for before in upstream(graph, node, _LATENT)
-        if before.kind == KIND and before.active
+        for before in _before(graph, node, _LATENT)
+        if before.kind == KIND
     ]
-    if linked or len(samplers) != 2 or len(graph) != 2:
+    if linked or len(samplers) != 2 or len(graph.nodes) != 2:
         yield from linked
         return
     first, second = sorted(samplers, key=lambda node: _integer(graph, node, "start_at_step", 0))
     yield first, second
 
 
-def _read(graph: Graph, node: Node) -> _Sampler:
+def _read(graph: Workflow, node: Node) -> _Sampler:
     shift, role, loras = None, None, []
-    for before in upstream(graph, node, _MODEL):
-        if not before.active:
-            continue
+    for before in _before(graph, node, _MODEL):
         if before.kind == "ModelSamplingSD3" and shift is None:
             shift = _number(graph, before, "shift", 3.0)
-        name = before.values.get("lora_name")
+        name = before.inputs.get("lora_name")
         if isinstance(name, str):
             loras.append(f"{name} at {_number(graph, before, 'strength_model', 1.0):g}")
-        if isinstance(file := before.values.get("unet_name"), str):
+        if isinstance(file := before.inputs.get("unet_name"), str):
             role = role_of(file.rpartition(".")[0])
     return _Sampler(
-        add_noise=value_of(graph, node, "add_noise") != "disable",
+        add_noise=graph.value(node, "add_noise") != "disable",
         seed=_integer(graph, node, "noise_seed", 0),
         steps=_integer(graph, node, "steps", 20),
         cfg=_number(graph, node, "cfg", 8.0),
-        sampler=str(value_of(graph, node, "sampler_name") or "euler"),
-        scheduler=str(value_of(graph, node, "scheduler") or "simple"),
+        sampler=str(graph.value(node, "sampler_name", "euler")),
+        scheduler=str(graph.value(node, "scheduler", "simple")),
         start=_integer(graph, node, "start_at_step", 0),
         end=_integer(graph, node, "end_at_step", 10000),
-        leftover=value_of(graph, node, "return_with_leftover_noise") == "enable",
+        leftover=graph.value(node, "return_with_leftover_noise") == "enable",
         shift=shift,
         role=role,
         loras=tuple(loras),
@@ -207,34 +236,35 @@ def _models(high: _Sampler, low: _Sampler) -> Iterator[str]:
             yield f"LoRAs on the {expert}-noise expert: {', '.join(reversed(sampler.loras))}"
 
 
-def _size(graph: Graph, first: Node) -> tuple[int | None, int | None, int | None]:
-    for node in upstream(graph, first, _LATENT):
-        found = [value_of(graph, node, name) for name in ("width", "height")]
-        frames = value_of(graph, node, "length") or value_of(graph, node, "frames")
-        if all(isinstance(size, int) for size in (*found, frames)):
-            return found[0], found[1], frames  # type: ignore[return-value]
+def _size(graph: Workflow, first: Node) -> tuple[int | None, int | None, int | None]:
+    for node in _before(graph, first, _LATENT):
+        frames = "length" if "length" in node.inputs else "frames"
+        if {"width", "height", frames} <= node.inputs.keys():
+            width, height, count = (
+                _integer(graph, node, name, 0) for name in ("width", "height", frames)
+            )
+            return width, height, count
     return None, None, None
 
 
-def _text(graph: Graph, node: Node, name: str) -> str | None:
-    for before in upstream(graph, node, (name, "conditioning", _REROUTED)):
-        text = value_of(graph, before, "text")
-        if isinstance(text, str):
-            return text
+def _text(graph: Workflow, node: Node, name: str) -> str | None:
+    for before in _before(graph, node, (name, *_TEXT)):
+        if "text" in before.inputs:
+            try:
+                return str(graph.value(before, "text"))
+            except ValueError:  # another node writes it
+                return None
     return None
 
 
-def _integer(graph: Graph, node: Node, name: str, default: int) -> int:
+def _integer(graph: Workflow, node: Node, name: str, default: int) -> int:
     return int(_number(graph, node, name, default))
 
 
-def _number(graph: Graph, node: Node, name: str, default: float) -> float:
-    value = value_of(graph, node, name)
-    if value is None and name not in node.links:
-        return default
+def _number(graph: Workflow, node: Node, name: str, default: float) -> float:
+    value = graph.value(node, name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(
-            f"{name} of {node.kind} {node.name} is not a number that can be read here; "
-            "type it into the node"
+            f"{name} of node {node.id} ({node.title}) is {value!r}, not a number; put one there"
         )
     return value

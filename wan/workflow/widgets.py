@@ -46,6 +46,11 @@ WIDGETS: dict[str, tuple[str, ...]] = {
     "ManualSigmas": ("sigmas",),
     "EmptyHunyuanLatentVideo": ("width", "height", "length", "batch_size"),
     "UNETLoader": ("unet_name", "weight_dtype"),
+    "UnetLoaderGGUF": ("unet_name",),
+    "KSamplerAdvanced": (
+        "add_noise", "noise_seed", NOT_NAMED, "steps", "cfg", "sampler_name", "scheduler",
+        "start_at_step", "end_at_step", "return_with_leftover_noise",
+    ),
     "CLIPLoader": ("clip_name", "type", "device"),
     "VAELoader": ("vae_name",),
     "LoraLoaderModelOnly": ("lora_name", "strength_model"),
