@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from wanexperts.wan.experts import count_high
 from wanexperts.wan.sampling import sample
 from wanexperts.wan.schedule import make_schedule
 from wanexperts.wan.solvers import SOLVERS
 
-GOLDEN = json.loads((Path(__file__).parent / "goldens" / "official_solvers.json").read_text())
+GOLDENS = Path(__file__).parent / "goldens"
+GOLDEN = json.loads((GOLDENS / "official_solvers.json").read_text())
+GRIDS = json.loads((GOLDENS / "official_grids.json").read_text())
+"""More settings, without their sigmas."""
 
 
 def velocity(x: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -34,3 +38,22 @@ def test_equals_the_official_run(run, record_property):
     difference = ((result - expected).abs().max() / expected.abs().max()).item()
     record_property(f"{run['solver']}_vs_official_code", difference)
     assert difference < 1e-6
+
+
+@pytest.mark.parametrize("solver", ["unipc", "dpm++"])
+@pytest.mark.parametrize("shift", [3.0, 5.0, 8.0, 12.0])
+def test_equals_the_official_runs_of_4_to_50_steps(solver, shift, record_property):
+    runs = [run for run in GRIDS["runs"] if (run["solver"], run["shift"]) == (solver, shift)]
+    assert [run["steps"] for run in runs] == [4, 5, 6, 8, 10, 16, 20, 30, 40, 50]
+    start = torch.linspace(-2, 2, 12).view(1, 1, 1, 1, 12)
+    for run in runs:
+        schedule = make_schedule(solver, steps=run["steps"], shift=shift)
+        assert schedule.timesteps.tolist() == run["timesteps"]
+        for boundary in (0.875, 0.9):
+            high = sum(t >= boundary * 1000 for t in run["timesteps"])  # the official comparison
+            assert count_high(schedule, boundary) == high
+        result = sample(velocity, start, schedule, SOLVERS[solver]).flatten()
+        expected = torch.tensor(run["result"])
+        difference = ((result - expected).norm() / expected.norm()).item()
+        record_property(f"{solver}_grids_vs_official_code", difference)
+        assert difference < 1e-6
