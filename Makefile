@@ -6,6 +6,11 @@ PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constrai
 # torchvision is kept out of the environment that runs the parity oracles: its compiled part may
 # not fit a CPU torch, and transformers would stumble over it. Only the ComfyUI server sees it.
 HOST_SITE := .test/host-site
+FRONTENDS := .test/frontend
+# The browser tests run where there is one; CHROMIUM=/path names another.
+CHROMIUM  ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
+
+export CHROMIUM
 
 export OMP_WAIT_POLICY = passive
 
@@ -26,7 +31,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-unit: $(VENV)/.test $(VENV)/.host
+unit: $(VENV)/.test $(VENV)/.host $(if $(CHROMIUM),$(VENV)/.browser)
 	$(VENV)/bin/pytest -q --durations=10
 
 tiny: $(VENV)/.base
@@ -45,6 +50,13 @@ $(VENV)/.host: $(VENV)/.base tests/requirements-host.txt
 	$(PIP) -r tests/requirements-host.txt
 	$(PIP) --no-deps -r tests/requirements-host-nodeps.txt
 	$(PIP) --no-deps --upgrade --target $(HOST_SITE) torchvision==0.28.0
+	touch $@
+
+$(VENV)/.browser: $(VENV)/.base tests/requirements-browser.txt tests/frontends.txt
+	$(PIP) -r tests/requirements-browser.txt
+	for pin in $$(grep -v '^#' tests/frontends.txt); do \
+	  $(PIP) --no-deps --upgrade --target $(FRONTENDS)/$${pin##*=} $$pin || exit 1; \
+	done
 	touch $@
 
 clean:

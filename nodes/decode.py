@@ -113,7 +113,8 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
                     min=BEST_CRF,
                     max=WORST_CRF,
                     optional=True,
-                    tooltip="Quality of an mp4: 0 best and largest, 51 worst. PNG files ignore it.",
+                    tooltip="Quality of an mp4: 1 best and largest, 51 worst; 0 stores H.264 without loss, "
+                    "which many players cannot show. PNG files ignore it.",
                     **compat.accepted(io.Int.Input, {"advanced": True}),
                 ),
                 io.Audio.Input(

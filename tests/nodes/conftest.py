@@ -7,20 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wanexperts import comfy_server, demo
+from wanexperts import comfy_server
 
+from .checkouts import CHECKOUTS
 from .random_weights import write_all
 
 HERE = Path(__file__).parent
-
-
-def _checkouts() -> list[Path]:
-    older = sorted((Path.home() / "comfy").glob("ComfyUI-*"))
-    found = [*demo.find_checkouts(), *(p.resolve() for p in older if (p / "main.py").is_file())]
-    return list(dict.fromkeys(found))
-
-
-CHECKOUTS = _checkouts()
 # Without a ComfyUI one test says so, in one line; the others would only repeat it.
 collect_ignore = [] if CHECKOUTS else [path.name for path in HERE.glob("test_on_*.py")]
 
