@@ -144,8 +144,9 @@ class WanExpertsVAELoader(io.ComfyNode):
             display_name="Load Wan VAE",
             category=CATEGORY,
             description="Loads the Wan2.1 video VAE (also the one of Wan2.2 14B). It decodes frame by "
-            "frame, so memory does not grow with the clip's length.",
-            search_aliases=["wan", "vae loader"],
+            "frame, so memory does not grow with the clip's length. A tiny decoder (taew2_1, "
+            "lighttaew2_1; also in models/vae_approx) gives quick drafts and cannot encode.",
+            search_aliases=["wan", "vae loader", "taew2_1", "taehv"],
             inputs=[
                 io.Combo.Input(
                     "vae",

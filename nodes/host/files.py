@@ -10,12 +10,14 @@ from pathlib import Path
 
 import folder_paths
 
+from ...wan.checkpoint import named_latents
 from ...wan.files import shown
 from ...wan.video import check_writable
 
 DIFFUSION_MODELS = "diffusion_models"
 TEXT_ENCODERS = "text_encoders"
 VAE = "vae"
+VAE_APPROX = "vae_approx"
 LORAS = "loras"
 GGUF = ".gguf"
 
@@ -34,9 +36,12 @@ def offer_bundled_weights() -> None:
 def list_files(kind: str) -> list[str]:
     """Names for a loader's list; a folder of shards is one name, ending in ``/``.
 
-    Experts and text encoders may be GGUF files, which ComfyUI itself does not list.
+    Experts and text encoders may be GGUF files, which ComfyUI itself does not list; among the VAEs are
+    the tiny decoders of Wan2.1 in ``vae_approx``.
     """
     found = folder_paths.get_filename_list(kind)
+    if kind == VAE:
+        found = [*found, *_tiny_decoders()]
     if kind in (DIFFUSION_MODELS, TEXT_ENCODERS):
         found = [*found, *_gguf_files(kind)]
     names: dict[str, None] = {}
@@ -44,6 +49,17 @@ def list_files(kind: str) -> list[str]:
         shard = _SHARD.match(name)
         names[f"{shard['folder']}/" if shard else name] = None
     return list(names)
+
+
+def preview_decoder() -> str | None:
+    """The tiny decoder of Wan2.1 for previews: of raw latents, which ComfyUI names, before normalised."""
+    found = sorted(_tiny_decoders())
+    return min(found, key=lambda name: bool(named_latents(os.path.basename(name))), default=None)
+
+
+def _tiny_decoders() -> list[str]:
+    found = folder_paths.get_filename_list(VAE_APPROX)
+    return [name for name in found if named_latents(os.path.basename(name)) is not None]
 
 
 def _gguf_files(kind: str) -> list[str]:
@@ -71,6 +87,8 @@ def find(kind: str, name: str) -> Path:
     """
     if name in list_files(kind):
         path = None if name.endswith("/") else folder_paths.get_full_path(kind, name)
+        if path is None and kind == VAE:
+            path = folder_paths.get_full_path(VAE_APPROX, name)
         if path is not None:
             return Path(path)
         # A folder of shards; or a broken link or a pipe, of which the reader has more to say.

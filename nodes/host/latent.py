@@ -8,12 +8,12 @@ from typing import Any
 import comfy.model_management as mm
 import comfy.sample
 import comfy.utils
-import latent_preview
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ...wan.shapes import check_size, pixel_size
+from .tiny import find_previewer
 
 PREVIEW_FRAMES = 4
 
@@ -50,7 +50,7 @@ def progress_callback(model: Any, steps: int) -> Callable[..., None]:
     bar = comfy.utils.ProgressBar(steps)
     # The bar shows 0 of N while the first expert is still being loaded.
     bar.update_absolute(0)
-    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+    previewer = find_previewer(model.load_device, model.model.latent_format)
 
     def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
         preview = preview_sheet(previewer, x0) if previewer else None

@@ -13,6 +13,7 @@ from torch import nn
 from ...wan.checkpoint import (
     SPIECE_KEY,
     Checkpoint,
+    check_complete,
     check_keys,
     check_pair,
     check_scales,
@@ -22,6 +23,7 @@ from ...wan.checkpoint import (
     family_defaults,
     find_tokenizer,
     open_checkpoint,
+    takes_normalized,
 )
 from ...wan.quant import replace_layers
 from ...wan.text import UMT5Encoder, check_vocabulary
@@ -31,6 +33,7 @@ from . import files
 from .model import build_model
 from .quant import META
 from .text import build_clip
+from .tiny import HostTinyVAE
 from .vae import HostVAE
 
 
@@ -75,9 +78,12 @@ def open_text_encoder(name: str) -> Checkpoint:
 
 
 def open_vae(name: str) -> Checkpoint:
-    """A complete VAE; raises ValueError or OSError otherwise."""
+    """A complete VAE or tiny decoder; raises ValueError or OSError otherwise."""
     checkpoint = _open(files.VAE, name, "vae")
-    _check(checkpoint, WanVAE, detect_vae_config(checkpoint))
+    if checkpoint.is_tiny:
+        check_complete(checkpoint)
+    else:
+        _check(checkpoint, WanVAE, detect_vae_config(checkpoint))
     return checkpoint
 
 
@@ -100,8 +106,12 @@ def load_clip(checkpoint: Checkpoint) -> Any:
 
 
 def load_vae(checkpoint: Checkpoint) -> HostVAE:
-    """The VAE object of a VAE file."""
-    return HostVAE(detect_vae_config(checkpoint), checkpoint.state_dict())
+    """The VAE object of a VAE file or of a tiny decoder."""
+    config, weights = detect_vae_config(checkpoint), checkpoint.state_dict()
+    if not checkpoint.is_tiny:
+        return HostVAE(config, weights)
+    normalized = takes_normalized(checkpoint)
+    return HostTinyVAE(config, weights, normalized=normalized, name=checkpoint.name)
 
 
 def _open(folder: str, name: str, kind: str) -> Checkpoint:

@@ -12,7 +12,7 @@ import comfy.sd
 import comfy.utils
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...wan.config import VAEConfig
 from ...wan.shapes import (
@@ -30,6 +30,7 @@ from ...wan.vae import (
     next_plan,
     strips_for,
 )
+from .quant import META
 
 log = logging.getLogger(__name__)
 
@@ -57,13 +58,16 @@ class HostVAE(comfy.sd.VAE):
         self.output_device = mm.intermediate_device()
         self._describe()
         offload = mm.vae_offload_device()
-        model = WanVAE(config, device=torch.device("meta")).eval()
+        model = self._network().eval()
         model.load_state_dict(weights, assign=True)
         self.first_stage_model = model.requires_grad_(False).to(offload)
         # Not the paging patcher: the bare norm weights of the VAE must be on the device in full.
         self.patcher = comfy.model_patcher.ModelPatcher(
             model, load_device=self.device, offload_device=offload
         )
+
+    def _network(self) -> nn.Module:
+        return WanVAE(self.config, device=META)
 
     def _describe(self) -> None:
         # What other nodes and the base class read from a VAE.
