@@ -10,6 +10,7 @@ from .host.files import offer_bundled_weights
 from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
 from .lora import WanExpertsLora
 from .sampling import WanExpertsGuider, WanExpertsSampler
+from .schedule import WanExpertsSchedule, WanExpertsSolver
 from .stages import WanExpertsStage, WanExpertsStagesGuider
 
 
@@ -28,6 +29,8 @@ class WanExpertsExtension(ComfyExtension):
             WanExpertsEmptyLatent,
             WanExpertsSampler,
             WanExpertsGuider,
+            WanExpertsSchedule,
+            WanExpertsSolver,
             WanExpertsStage,
             WanExpertsStagesGuider,
             WanExpertsDecode,

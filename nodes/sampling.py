@@ -30,8 +30,9 @@ from .trajectory import (
 )
 
 OFFICIAL_GRID = (
-    "Give the shift of the sigmas: only a whole official UniPC grid of this shift gets the official "
-    "whole timesteps, any other sigmas get 1000 times the noise level."
+    "Sigmas of Wan Sigmas bring their own shift and timesteps. Of other nodes' sigmas, only a whole "
+    "official UniPC grid of this shift gets the official whole timesteps; any others get 1000 times the "
+    "noise level."
 )
 IGNORED_LATENT = (
     "what is in latent_image is not used: this node starts from pure noise; to work on a clip give it "

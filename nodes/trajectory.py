@@ -13,7 +13,7 @@ from ..wan.switch import Switch
 from .checks import check_limits
 from .host.guider import ExpertsGuider
 from .host.model import check_text_width, sampling_of
-from .host.sampling import foreign_shift, pure_noise, recognise
+from .host.sampling import foreign_shift, pure_noise, recognise, shift_behind
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,11 +106,15 @@ def make_guider(
     """A GUIDER for ``stages``, which plans each run from the sigmas it is given.
 
     Raises:
-        ValueError: a MODEL cannot read the conditionings.
+        ValueError: a MODEL cannot read the conditionings, or works on other latents than the first.
     """
 
     def plan_for(sigmas: Tensor) -> RunPlan:
-        return plan_run(stages, recognise(sigmas, shift), shift)
+        behind = shift_behind(sigmas, shift)
+        plan = plan_run(stages, recognise(sigmas, behind), behind)
+        if behind == shift:
+            return plan
+        return plan.noted(f"the sigmas were made with shift {behind:g}; sigma_shift is not used")
 
     for stage in stages:
         check_text_width(stage.model, [*positive, *negative])

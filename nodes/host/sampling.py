@@ -23,7 +23,7 @@ from ...wan.solvers import SolverState, get_solver
 OFFICIAL = "unipc"
 GRID_TOLERANCE = 1e-6
 
-_MADE: WeakKeyDictionary[torch.UntypedStorage, tuple[Schedule, float]] = WeakKeyDictionary()
+_MADE: WeakKeyDictionary[torch.UntypedStorage, tuple[Schedule, float | None]] = WeakKeyDictionary()
 """What :func:`as_sigmas` gave away and is still held somewhere: its schedule and shift. By storage,
 because that is what a tensor shares with its slices."""
 
@@ -98,8 +98,8 @@ def core_schedule(name: str, steps: int, shift: float) -> Schedule:
     return plain(comfy.samplers.calculate_sigmas(flow, name, steps), name=name)
 
 
-def as_sigmas(schedule: Schedule, shift: float) -> Tensor:
-    """SIGMAS (N+1,) float32 of a schedule, which :func:`recognise` knows again.
+def as_sigmas(schedule: Schedule, shift: float | None) -> Tensor:
+    """SIGMAS (N+1,) float32 of a schedule, which :func:`recognise` knows again; its shift if it has one.
 
     A tensor cannot say which timesteps belong to its noise levels, and the levels do not always tell:
     the DPM++ grid has those of the plain one. So the memory of the tensor is remembered; what other
@@ -125,7 +125,7 @@ def recognise(sigmas: Tensor, shift: float) -> Schedule:
         ValueError: these are not noise levels of flow matching.
     """
     given = plain(sigmas)
-    made, _ = _MADE.get(sigmas.untyped_storage(), (None, shift))
+    made, _ = _MADE.get(sigmas.untyped_storage(), (None, None))
     if made is not None and (part := _part(made, sigmas.storage_offset(), given.sigmas)):
         return part
     official = make_schedule(OFFICIAL, steps=given.steps, shift=shift)
@@ -136,7 +136,8 @@ def recognise(sigmas: Tensor, shift: float) -> Schedule:
 
 def shift_behind(sigmas: Tensor, shift: float) -> float:
     """The shift that SIGMAS of :func:`as_sigmas` were made with; ``shift`` for any others."""
-    return _MADE.get(sigmas.untyped_storage(), (None, shift))[1]
+    _, own = _MADE.get(sigmas.untyped_storage(), (None, None))
+    return shift if own is None else own
 
 
 def _part(made: Schedule, first: int, sigmas: Tensor) -> Schedule | None:
