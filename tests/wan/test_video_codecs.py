@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -18,6 +19,7 @@ from wanexperts.tests.wan.clips import (
     psnr,
     read,
     read_planes,
+    smooth,
     smooth_video,
 )
 from wanexperts.wan.config import EncodingConfig
@@ -56,6 +58,25 @@ def test_the_file_says_what_it_is(tmp_path: Path, capfd, codec: str, pixel_forma
     assert b"colrnclx" + bytes([0, 1, 0, 1, 0, 1, 0]) in path.read_bytes()
     told = capfd.readouterr()
     assert (told.out, told.err) == ("", "")
+
+
+@pytest.mark.parametrize("fps", [8, 16, 23.976, 60])
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_frame_has_its_time(tmp_path: Path, codec: str, fps: float) -> None:
+    """Frame i is shown from i/fps on, the first is a key frame, and nothing is cut by an edit list."""
+    path, clip = tmp_path / "clip.mp4", replace(CLIP, fps=fps)
+    with VideoWriter(path, clip, encoding=EncodingConfig(codec=codec)) as writer:
+        writer.write(smooth(40))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == clip.rate
+        frames = list(container.decode(stream))
+        assert [frame.pts * frame.time_base for frame in frames] == [
+            number / clip.rate for number in range(40)
+        ]
+        assert frames[0].key_frame
+        assert stream.start_time == 0
+        assert stream.duration * stream.time_base == 40 / clip.rate
 
 
 # Measured for luma and chroma: at crf 0 h264 53.6 and 57.5 dB, h265 53.3 and 56.3, 10 bits 67.0 and
