@@ -187,10 +187,14 @@ DETERMINISTIC = [solver for solver in SOLVERS if solver != "lcm"]
     ("steps", "shift"),
     [(1, 5.0), (2, 5.0), (3, 5.0), (4, 5.0), (20, 1.0), (40, 12.0), (40, 5.0), (50, 8.0)],
 )
-def test_equals_the_float64_oracle(solver: str, name: str, steps: int, shift: float) -> None:
+def test_equals_the_float64_oracle(
+    solver: str, name: str, steps: int, shift: float, record_property
+) -> None:
     schedule = make_schedule(name, steps=steps, shift=shift)
     found = sample(_field, _noise(), schedule, SOLVERS[solver])
-    assert _relative(found, ORACLES[solver](_noise(), schedule.sigmas)) < 1e-6
+    difference = _relative(found, ORACLES[solver](_noise(), schedule.sigmas))
+    record_property(f"{solver}_vs_float64", difference)
+    assert difference < 1e-6
 
 
 def test_oracle_needs_the_float32_sigmas() -> None:
@@ -345,6 +349,15 @@ def test_lcm_seeds_and_steps_do_not_repeat_each_other() -> None:
     assert table.abs().max() < 0.25, "none is another one, nor the start; 384 numbers each"
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_lcm_ends_on_the_clip_a_network_predicts(name: str) -> None:
+    """A network that knows one clip predicts it from any noise; what is added on the way is gone."""
+    clip = torch.full_like(_noise(), 0.25)
+    schedule = make_schedule(name, steps=9, shift=5.0)
+    out = sample(lambda x, sigma: (x - clip) / sigma, _noise(), schedule, SOLVERS["lcm"])
+    assert (out - clip).abs().max() < 1e-6
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_carries_the_seed(solver: str) -> None:
     sigmas = torch.tensor([0.9, 0.5, 0.0])
@@ -416,16 +429,22 @@ def _run_diffusers(scheduler, schedule: Schedule | None) -> Tensor:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("solver", ["unipc", "dpm++", "euler"])
 @pytest.mark.parametrize(("steps", "shift"), [(2, 5.0), (4, 5.0), (20, 5.0), (40, 12.0)])
-def test_equals_diffusers_on_the_same_sigmas(solver: str, steps: int, shift: float) -> None:
+def test_equals_diffusers_on_the_same_sigmas(
+    solver: str, steps: int, shift: float, record_property
+) -> None:
     schedule = make_schedule("unipc", steps=steps, shift=shift)
     scheduler = _diffusers(solver)
     scheduler.set_timesteps(steps)
     found = sample(_field, _noise(), schedule, SOLVERS[solver])
-    assert _relative(found, _run_diffusers(scheduler, schedule)) < 1e-6
+    difference = _relative(found, _run_diffusers(scheduler, schedule))
+    record_property(f"{solver}_vs_diffusers", difference)
+    assert difference < 1e-6
 
 
 @pytest.mark.parametrize(("steps", "shift"), [(2, 5.0), (4, 5.0), (20, 5.0), (40, 12.0)])
-def test_heun_equals_diffusers_on_the_same_sigmas(steps: int, shift: float) -> None:
+def test_heun_equals_diffusers_on_the_same_sigmas(
+    steps: int, shift: float, record_property
+) -> None:
     """Diffusers' Heun walks every level but the first and the last twice, one evaluation each time."""
     diffusers = pytest.importorskip("diffusers")
     schedule = make_schedule("unipc", steps=steps, shift=shift)
@@ -439,13 +458,14 @@ def test_heun_equals_diffusers_on_the_same_sigmas(steps: int, shift: float) -> N
     x = _noise()
     for i, t in enumerate(scheduler.timesteps):
         x = scheduler.step(_field(x, scheduler.sigmas[i].item()), t, x, return_dict=False)[0]
-    found = sample(_field, _noise(), schedule, SOLVERS["heun"])
-    assert _relative(found, x) < 1e-6
+    difference = _relative(sample(_field, _noise(), schedule, SOLVERS["heun"]), x)
+    record_property("heun_vs_diffusers", difference)
+    assert difference < 1e-6
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 8])
 def test_lcm_equals_diffusers_with_the_same_noise(
-    steps: int, monkeypatch: pytest.MonkeyPatch
+    steps: int, monkeypatch: pytest.MonkeyPatch, record_property
 ) -> None:
     diffusers = pytest.importorskip("diffusers")
     from diffusers.schedulers import scheduling_flow_match_lcm as theirs
@@ -467,8 +487,9 @@ def test_lcm_equals_diffusers_with_the_same_noise(
     for i, t in enumerate(scheduler.timesteps):
         x = scheduler.step(_field(x, scheduler.sigmas[i].item()), t, x, return_dict=False)[0]
     assert len(drawn) >= steps - 1
-    found = sample(_field, _noise(), schedule, SOLVERS["lcm"])
-    assert _relative(found, x) < 1e-6
+    difference = _relative(sample(_field, _noise(), schedule, SOLVERS["lcm"]), x)
+    record_property("lcm_vs_diffusers", difference)
+    assert difference < 1e-6
 
 
 @pytest.mark.parametrize("steps", [20, 40])
