@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from ..video import (
     FORMATS,
     MP4_FORMATS,
     SEQUENCE_FORMATS,
+    STILL_FORMATS,
     Clip,
     check_latents,
     open_writer,
@@ -35,9 +36,11 @@ from ..video import (
 from .bar import Bar
 from .device import torch_device
 from .latents import SavedLatents, read_latents
-from .outputs import check_outputs, write_clip
+from .outputs import STILL_ENDING, check_outputs, check_still, write_clip
 
 _MP4 = ".mp4"
+_BY_ENDING: Mapping[str, Collection[str]] = {_MP4: MP4_FORMATS, STILL_ENDING: STILL_FORMATS}
+"""Formats by the ending of a name; any other name is that of a folder."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file of `generate --save-latents` or of ComfyUI's Save Latent",
     )  # fmt: skip
     parser.add_argument(
-        "--out", required=True, type=Path, help="the mp4, or the folder of a PNG sequence"
-    )
+        "--out", required=True, type=Path,
+        help="the mp4, the folder of a PNG sequence, or the .png of one frame",
+    )  # fmt: skip
     parser.add_argument(
         "--vae",
         type=Path,
@@ -56,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--format",
-        choices=FORMATS,
-        help="default: h264-mp4, for a name without ending png-sequence",
+        choices=[*FORMATS, *STILL_FORMATS],
+        help="default: h264-mp4, for a name without ending png-sequence, for .png png",
     )
     parser.add_argument("--fps", type=float, help="frames per second; default: the run's, else 16")
     parser.add_argument(
@@ -82,6 +86,8 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     path = given.vae or bundled_vae(saved)
     check_vae(path, latents)
     format = check_format(given.out, given.format)
+    total = pixel_frames(latents.shape[2])
+    check_still(given.out, total)
     height, width = pixel_size(*latents.shape[-2:])
     fps = run_fps(saved) if given.fps is None else given.fps
     told = {"version": __version__, "vae": path.name, "format": format, "crf": given.crf}
@@ -102,7 +108,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     )
     write_clip(
         decoded(path, latents, device, writer.bits), writer,
-        total=pixel_frames(latents.shape[2]), bar=bar, sheet=given.contact_sheet,
+        total=total, bar=bar, sheet=given.contact_sheet,
     )  # fmt: skip
     for output in outputs:
         print(output)
@@ -145,14 +151,16 @@ def check_vae(path: Path, latents: Tensor) -> None:
 
 def check_format(out: Path, named: str | None) -> str:
     """The format that was named, or that a file name asks for; raises ValueError where they disagree."""
-    is_mp4 = out.suffix.lower() == _MP4
-    format = named or next(iter(MP4_FORMATS if is_mp4 else SEQUENCE_FORMATS))
-    if not named and not is_mp4 and out.suffix:
+    ending = out.suffix.lower()
+    fitting = _BY_ENDING.get(ending, SEQUENCE_FORMATS)
+    if not named and ending not in ("", *_BY_ENDING):
         raise ValueError(
             f"{out.name} is neither an mp4 nor a folder name; end it in {_MP4}, or name a --format"
         )
-    if is_mp4 != (format in MP4_FORMATS):
-        way_out = "use a folder name" if is_mp4 else f"end it in {_MP4}"
+    format = named or next(iter(fitting))
+    if format not in fitting:
+        endings = [ending for ending, formats in _BY_ENDING.items() if format in formats]
+        way_out = f"end it in {endings[0]}" if endings else "use a folder name"
         raise ValueError(f"{out.name} is no name for format {format}; {way_out}")
     return format
 

@@ -1,4 +1,4 @@
-"""``generate``: from a prompt to an mp4."""
+"""``generate``: from a prompt to an mp4, or to a still."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..schedule import SCHEDULES
 from ..solvers import SOLVERS
 from ..state import Store
 from ..switch import KINDS, Switch
-from ..video import Clip, VideoWriter
+from ..video import Clip, FrameWriter, StillWriter, VideoWriter
 from .bar import Bar
 from .device import torch_device
 from .latents import save_latents
-from .outputs import check_outputs, write_clip
+from .outputs import check_outputs, check_still, write_clip
 from .record import record, with_result
 
 _LORAS = {
@@ -39,7 +39,9 @@ KEPT = ".wan-runs"
 def add_arguments(generate: argparse.ArgumentParser) -> None:
     """Defaults of settings are the family's, found in the weights."""
     generate.add_argument("--prompt", required=True, help="what the clip shows, English or Chinese")
-    generate.add_argument("--out", required=True, type=Path, help="the mp4 to write")
+    generate.add_argument(
+        "--out", required=True, type=Path, help="the mp4 to write, or the .png of one frame"
+    )
     generate.add_argument("--contact-sheet", type=Path, metavar="PNG", help="frames as one image")
     generate.add_argument(
         "--save-latents", type=Path, metavar="FILE",
@@ -121,11 +123,12 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
         print(path)
 
 
-def _open_writer(path: Path, settings: SamplingConfig, metadata: dict[str, object]) -> VideoWriter:
+def _open_writer(path: Path, settings: SamplingConfig, metadata: dict[str, object]) -> FrameWriter:
     clip = Clip(
         width=settings.width, height=settings.height, fps=settings.fps, metadata={TAG: metadata}
     )
-    return VideoWriter(path, clip)
+    still = check_still(path, settings.num_frames)
+    return StillWriter(path, clip) if still else VideoWriter(path, clip)
 
 
 def open_pipeline(given: argparse.Namespace) -> Pipeline:

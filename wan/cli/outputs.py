@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..files import shown
 from ..video import (
     FrameWriter,
     Sheet,
@@ -15,6 +16,19 @@ from ..video import (
     save_png,
 )
 from .bar import Bar
+
+STILL_ENDING = ".png"
+
+
+def check_still(path: Path, frames: int) -> bool:
+    """Whether ``path`` names one image; raises ValueError if the clip has more frames than one."""
+    if path.suffix.lower() != STILL_ENDING:
+        return False
+    if frames != 1:
+        raise ValueError(
+            f"the clip has {frames} frames, {shown(path.name)} is one image; end it in .mp4"
+        )
+    return True
 
 
 def check_outputs(files: Sequence[Path | None], folder: Path | None = None) -> list[Path]:

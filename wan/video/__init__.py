@@ -11,12 +11,13 @@ from torch import Tensor
 from .audio import Audio, read_audio
 from .clip import Clip
 from .files import check_folder_writable, check_writable, whole_file
-from .formats import FORMATS, MP4_FORMATS, SEQUENCE_FORMATS, open_writer
+from .formats import FORMATS, MP4_FORMATS, SEQUENCE_FORMATS, STILL_FORMATS, open_writer
 from .frames import check_frames, check_latents, to_frames, to_uint8, to_uint16
 from .images import read_png, save_png
 from .mp4 import BEST_CRF, WORST_CRF, VideoWriter
 from .sequence import SequenceWriter, frame_name
 from .sheet import SHEET_FRAMES, Sheet, contact_sheet
+from .still import StillWriter
 from .writer import FrameWriter
 
 __all__ = [
@@ -25,12 +26,14 @@ __all__ = [
     "MP4_FORMATS",
     "SEQUENCE_FORMATS",
     "SHEET_FRAMES",
+    "STILL_FORMATS",
     "WORST_CRF",
     "Audio",
     "Clip",
     "FrameWriter",
     "SequenceWriter",
     "Sheet",
+    "StillWriter",
     "VideoWriter",
     "check_folder_writable",
     "check_latents",

@@ -10,6 +10,7 @@ from ..config import EncodingConfig
 from .clip import Clip
 from .mp4 import VideoWriter
 from .sequence import SequenceWriter
+from .still import StillWriter
 from .writer import FrameWriter
 
 MP4_FORMATS: Mapping[str, EncodingConfig] = {
@@ -18,7 +19,10 @@ MP4_FORMATS: Mapping[str, EncodingConfig] = {
     "h265-10bit-mp4": EncodingConfig(codec="libx265", pixel_format="yuv420p10le"),
 }
 SEQUENCE_FORMATS: Mapping[str, int] = {"png-sequence": 8, "png16-sequence": 16}
+STILL_FORMATS: Mapping[str, int] = {"png": 8, "png16": 16}
+"""One file for a clip of one frame."""
 FORMATS = (*MP4_FORMATS, *SEQUENCE_FORMATS)
+"""Of clips."""
 
 
 def open_writer(
@@ -29,7 +33,9 @@ def open_writer(
     crf: int = EncodingConfig().crf,
     keep_partial: bool = False,
 ) -> FrameWriter:
-    """The writer of one of :data:`FORMATS`; ``path`` is an mp4 or the folder of a sequence.
+    """The writer of one of :data:`FORMATS` or :data:`STILL_FORMATS`.
+
+    ``path`` is an mp4, the folder of a sequence or the PNG file of a still.
 
     Raises:
         ValueError: an unknown format, or as the writers do; PNG files ignore ``crf``.
@@ -37,7 +43,10 @@ def open_writer(
     if format in SEQUENCE_FORMATS:
         bits = SEQUENCE_FORMATS[format]
         return SequenceWriter(path, clip, bits=bits, keep_partial=keep_partial)
+    if format in STILL_FORMATS:
+        return StillWriter(path, clip, bits=STILL_FORMATS[format])
     if format not in MP4_FORMATS:
-        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}; use one that is")
+        known = ", ".join([*FORMATS, *STILL_FORMATS])
+        raise ValueError(f"format={format!r} is not one of {known}; use one that is")
     encoding = replace(MP4_FORMATS[format], crf=crf)
     return VideoWriter(path, clip, encoding=encoding, keep_partial=keep_partial)

@@ -56,7 +56,11 @@ class SequenceWriter(FrameWriter):
     def _add(self, frame: Pixels | None) -> None:
         for data in self._encoder.encode(frame):
             self._files += 1
-            (self._folder / frame_name(self._files)).write_bytes(data)
+            self._target().write_bytes(data)
+
+    def _target(self) -> Path:
+        """The next frame's file."""
+        return self._folder / frame_name(self._files)
 
     def _finish(self) -> None:
         self._add(None)
