@@ -14,6 +14,7 @@ from .checks import check_limits
 from .host.guider import ExpertsGuider
 from .host.model import check_text_width, sampling_of
 from .host.sampling import foreign_shift, pure_noise, recognise, shift_behind
+from .host.stages import check_one_format
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -116,9 +117,11 @@ def make_guider(
             return plan
         return plan.noted(f"the sigmas were made with shift {behind:g}; sigma_shift is not used")
 
-    for stage in stages:
-        check_text_width(stage.model, [*positive, *negative])
-    guider = ExpertsGuider([stage.model for stage in stages])
+    models = [stage.model for stage in stages]
+    check_one_format(models)
+    for model in models:
+        check_text_width(model, [*positive, *negative])
+    guider = ExpertsGuider(models)
     guider.set_conds(positive, negative)
     guider.set_plan(plan_for)
     return guider

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +90,17 @@ class LaterStage(comfy.samplers.CFGGuider):
         patcher.cleanup()
         comfy.sampler_helpers.cleanup_models(self.conds, self._helpers)
         comfy.samplers.cast_to_load_options(self.model_options, device=patcher.offload_device)
+
+
+def check_one_format(models: Sequence[Any]) -> None:
+    """Raise ValueError unless all MODELs work on the latents of the first."""
+    wanted, *others = (model.get_model_object("latent_format").latent_channels for model in models)
+    for number, channels in enumerate(others, start=2):
+        if channels != wanted:
+            raise ValueError(
+                f"MODEL {number} of this run works on latents of {channels} channels, the first on "
+                f"{wanted}; use models of one family"
+            )
 
 
 def stage_clone(model: Any, plan: RunPlan) -> Any:

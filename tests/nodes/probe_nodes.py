@@ -11,6 +11,7 @@ import math
 import sys
 import weakref
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.ops
 import comfy.patcher_extension
@@ -97,7 +98,8 @@ class WanProbePatch:
 
     @classmethod
     def INPUT_TYPES(cls):
-        kinds = ["wrapper", "predict", "block", "attention", "weight", "sampler", "run", "interrupt"]
+        kinds = ["wrapper", "predict", "block", "attention", "weight", "sampler", "run"]
+        kinds += ["interrupt", "latents"]
         return {"required": {"model": ("MODEL",), "kind": (kinds,)}}
 
     def run(self, model, kind):
@@ -117,6 +119,8 @@ class WanProbePatch:
             model.add_wrapper_with_key(where, "probe", run_wrapper)
         elif kind == "block":
             model.set_model_patch_replace(skip_block, "dit", "double_block", 1)
+        elif kind == "latents":
+            model.add_object_patch("latent_format", comfy.latent_formats.Wan22())
         elif kind in ("attention", "interrupt"):
             options = model.model_options["transformer_options"]
             own = no_attention if kind == "attention" else interrupting_attention

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from wanexperts import comfy_server
 from wanexperts.tests.helpers import relative
 from wanexperts.wan.checkpoint import load_transformer
 from wanexperts.wan.config import MotionConfig
@@ -274,12 +275,39 @@ def test_every_way_to_say_a_switch_is_one_place(host, kind, value):
     assert torch.equal(saved_latents(host, outputs), wanted)
 
 
-@pytest.mark.parametrize("core", [False, True], ids=["ours", "core"])
-@pytest.mark.parametrize("sampler", ["guider", "KSampler"])
-def test_an_interrupt_ends_the_step_at_the_next_attention(host, core, sampler):
+@pytest.mark.parametrize(
+    ("stages", "sentence"),
+    [
+        ([{"until": "fraction", "until_value": 65.0}], "switch fraction=65 is not within 0 to 1"),
+        ([{"cfg_curve": "1:4; 0.5:2"}], "is neither a number nor a curve"),
+        ([{"until": "boundary", "until_value": 0.5}, {"until": "boundary", "until_value": 0.9}, {}],
+         "stages with boundaries [0.5, 0.9, 0.0] are not in order"),
+        ([{"until": "step", "until_value": 9.0}, {}], "switch step=9 is not within the 5 steps"),
+        ([{}, {"model": ("48", 0)}], "MODEL 2 of this run works on latents of 48 channels, the first on 16"),
+    ],
+    ids=["percent", "curve", "order", "step", "latents"],
+)  # fmt: skip
+def test_bad_stages_are_refused_in_a_sentence(host, stages, sentence):
+    graph = stages_graph(*({"model": (LOADER, 0), **given} for given in stages))
+    graph["48"] = node("WanProbePatch", model=(LOADER, 0), kind="latents")
+    with pytest.raises((comfy_server.Refused, comfy_server.HostError)) as caught:
+        host.run(graph)
+    assert sentence in str(caught.value)
+
+
+def test_the_last_stage_runs_to_the_end_and_what_it_was_told_is_told(host):
+    graph = stages_graph(step((LOADER, 0), 2), step((LOADER, 1), 3))
+    _, log = run_and_log(host, graph)
+    assert "until of the s1 stage is not used: the last one runs to the end" in log
+    assert "2 steps s0, 3 steps s1" in log
+
+
+@pytest.mark.parametrize(
+    ("sampler", "core"), [("guider", False), ("guider", True), ("KSampler", False)],
+    ids=["our guider, our MODEL", "our guider, core MODEL", "KSampler, our MODEL"],
+)  # fmt: skip
+def test_an_interrupt_ends_the_step_at_the_next_attention(host, sampler, core):
     """The MODEL asks for the end in its first attention; without a look inside the step, all would run."""
-    if sampler == "KSampler" and core:
-        pytest.skip("a core MODEL in a core node is not ours")
     graph, high, _ = core_files(stages_graph(step(("probe", 0))), core)
     graph["probe"] = node("WanProbePatch", model=high, kind="interrupt")
     if sampler == "KSampler":
