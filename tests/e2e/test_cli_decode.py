@@ -19,6 +19,7 @@ from wanexperts.tests.wan.clips import files_end_at, mp4_tags, png_tags, psnr, r
 from wanexperts.tests.wan.family import write_family
 from wanexperts.wan.checkpoint import BUNDLED, load_vae
 from wanexperts.wan.cli import decode, main
+from wanexperts.wan.cli.generate import KEPT
 from wanexperts.wan.video import frame_name, read_png, to_frames
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,6 +81,23 @@ def test_a_run_saved_and_decoded_is_the_run(parts, tmp_path: Path, capsys) -> No
     assert told[1] == told[0] | {"decode": told[1]["decode"]}
     assert told[1]["decode"]["vae"] == parts["vae"].name
     assert read_png(sheet).shape == (2 * 32, 6 * 48, 3)
+
+
+def test_what_a_run_kept_is_decoded_after_it_broke(parts, tmp_path: Path, capsys) -> None:
+    """The clip is lost (a full disk, a crash): its latents, kept before decoding began, make it again."""
+    first, second = tmp_path / "1.mp4", tmp_path / "2.mp4"
+    made = ["generate", "--prompt", "x", "--models", parts["high"].parent, "--frames", 9]
+    assert main([str(part) for part in [*made, "--steps", 2, "--out", first]]) == 0
+    wanted = read_planes(first)
+    first.unlink()
+    capsys.readouterr()
+    (kept,) = (tmp_path / KEPT).glob("*.latent")
+    run(capsys, kept, "--vae", parts["vae"], "--out", second)
+    for planes in zip(wanted, read_planes(second), strict=True):
+        assert torch.equal(*planes)
+    (between,) = (tmp_path / KEPT).glob("*.branch.state")
+    told = refusal(capsys, between, "--vae", parts["vae"], "--out", tmp_path / "3.mp4")
+    assert "is a run between two steps; run its `generate` again, which goes on from there" in told
 
 
 def test_latents_of_comfyui_bring_their_workflow(vae: Path, tmp_path: Path, capsys) -> None:
@@ -271,6 +289,16 @@ def test_files_that_are_no_latents(vae: Path, tmp_path: Path, capsys) -> None:
     assert "(they were made with x.pth); name it by --vae" in refusal(capsys, made, "--out", out)
     odd = comfy_latent(tmp_path / "c.latent", raw(), wan="{no json")
     run(capsys, odd, "--vae", vae, "--out", out)
+
+
+def test_a_contact_sheet_that_does_not_fit_leaves_the_clip(vae: Path, tmp_path, capsys) -> None:
+    source = comfy_latent(tmp_path / "a.latent", raw())
+    out, sheet = tmp_path / "clip.mp4", tmp_path / "sheet.png"
+    arguments = [source, "--vae", vae, "--out", out, "--crf", 51, "--contact-sheet", sheet]
+    with files_end_at(15_000):
+        told = refusal(capsys, *arguments)
+    assert told == f"cannot write {sheet} (File too large); make room there"
+    assert sorted(tmp_path.iterdir()) == [source, out]
 
 
 def test_a_full_disk(vae: Path, tmp_path: Path, capsys) -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import read_header, read_tensors, shown
+from ..state.files import STATE
 from ..video import whole_file
 
 LATENTS = "latent_tensor"
@@ -53,6 +54,11 @@ def read_latents(path: Path) -> SavedLatents:
         ValueError: damaged, or it holds no latents.
     """
     header = read_header(path)
+    if STATE in header.metadata:
+        raise ValueError(
+            f"{shown(path)} is a run between two steps; run its `generate` again, which goes on "
+            "from there"
+        )
     stored = header.tensors.get(LATENTS)
     if stored is None or len(stored.shape) not in (4, 5):
         raise ValueError(

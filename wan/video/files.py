@@ -11,6 +11,10 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
+from av.error import FFmpegError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 def check_writable(path: str | Path) -> None:
     """Raise OSError, saying why, unless a file could be written at ``path`` now; leaves no trace."""
@@ -24,13 +28,26 @@ def check_folder_writable(path: str | Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes ``path`` if the block succeeds and vanishes if it does not."""
+    """A temporary file that becomes ``path`` if the block succeeds and vanishes if it does not.
+
+    Raises OSError in plain words, for a disk that became full within the block too.
+    """
     hidden = reserve(path)
     try:
         yield hidden
         os.replace(hidden, path)
+    except OSError as error:
+        if error.errno in _FULL:  # what else the block may raise is not of this file
+            raise cannot_write(path, error) from error
+        raise
     finally:
         remove(hidden)
+
+
+def cannot_write(path: Path, error: OSError | FFmpegError) -> OSError:
+    """What to raise for an ``error`` while ``path`` was written: says why and the way out."""
+    way_out = "make room there" if error.errno in _FULL else "use another place or format"
+    return OSError(f"cannot write {path} ({error.strerror or error}); {way_out}")
 
 
 def reserve(path: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 from abc import ABC, abstractmethod
@@ -18,13 +17,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from .clip import Clip
-from .files import partial_name, remove
+from .files import cannot_write, partial_name, remove
 from .frames import Pixels, check_frames, pixels
 
 log = logging.getLogger(__name__)
 
 _QUEUED_FRAMES = 8
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class FrameWriter(ABC):
@@ -129,10 +127,7 @@ class FrameWriter(ABC):
             if not self._dropped.is_set():
                 self._finish()
         except (OSError, FFmpegError) as error:
-            full = error.errno in _FULL
-            way_out = "make room there" if full else "use another place or format"
-            reason = error.strerror or error
-            raise OSError(f"cannot write {self.path} ({reason}); {way_out}") from error
+            raise cannot_write(self.path, error) from error
         finally:
             self._close()
             self._dropped.set()
