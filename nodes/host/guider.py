@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...wan.plan import RunPlan
-from .stages import LaterStage, RunInputs, hand_over, stage_clone
+from .stages import LaterStage, RunInputs, stage_clone
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,6 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         log.info("switching to the %s stage", self._plan.stages[due].name)
         if guider is not before:
             assert self._inputs is not None
-            hand_over(before.model_patcher, guider.model_patcher)
             guider.load(self._inputs)
         return guider
 

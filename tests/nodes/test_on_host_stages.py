@@ -81,6 +81,33 @@ def test_the_same_weights_in_all_stages_are_one_model_bit_for_bit(host, kind, na
     assert torch.equal(results[2], results[0])
 
 
+def test_hooks_of_conditionings_act_in_every_stage_and_leave_no_trace(host):
+    """A LoRA hung onto the prompts, over two clones of one MODEL and its twin; ComfyUI's guider is the control."""
+    three = stages_graph(step((LOADER, 0), 1), step(("clone", 0), 3), step((LOADER, 1)))
+    three["clone"] = node("ModelSamplingSD3", model=(LOADER, 0), shift=12.0)
+    control = advanced("euler")
+    control["30"] = node(
+        "CFGGuider", model=(LOADER, 0), positive=(ENCODE, 0), negative=(ENCODE, 1), cfg=2.0
+    )
+    plain = saved_latents(host, host.run(twins(control)))
+    results = []
+    for graph in (control, three):
+        graph["hook"] = node("CreateHookLoraModelOnly", lora_name=files.LORA, strength_model=0.7)
+        graph["hooked"] = node(
+            "PairConditioningSetProperties", positive_NEW=(ENCODE, 0), negative_NEW=(ENCODE, 1),
+            strength=1.0, set_cond_area="default", hooks=("hook", 0),
+        )  # fmt: skip
+        graph["30"]["inputs"] |= {"positive": ["hooked", 0], "negative": ["hooked", 1]}
+        results.append(saved_latents(host, host.run(twins(graph))))
+    assert torch.equal(results[1], results[0])
+    assert relative(results[0], plain) > 1e-3
+    control["30"]["inputs"] |= {"positive": [ENCODE, 0], "negative": [ENCODE, 1]}
+    control["31"]["inputs"]["noise_seed"] += 1
+    host.run(control)
+    control["31"]["inputs"]["noise_seed"] -= 1
+    assert torch.equal(saved_latents(host, host.run(control)), plain)
+
+
 LOOKING_AHEAD = ["heun", "heunpp2", "dpm_2", "dpmpp_sde", "seeds_2"]
 
 
