@@ -109,9 +109,3 @@ def stage_clone(model: Any, plan: RunPlan) -> Any:
     options = clone.model_options.setdefault("transformer_options", {})
     options[ATTENTION] = interruptible(options.get(ATTENTION))
     return clone
-
-
-def hand_over(leaving: Any, coming: Any) -> None:
-    """Take the hooks' patches of one patcher off the weights, if another is about to use the same."""
-    if coming.is_clone(leaving):
-        leaving.clean_hooks()
