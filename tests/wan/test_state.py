@@ -48,7 +48,13 @@ def _solver(step: int) -> SolverState:
 def _state(step: int = 3, key: str = KEY) -> RunState:
     manifest = {"prompt": "一个红色的圆形", "steps": 8}
     return RunState(
-        key=key, step=step, total=8, x=_tensor(step), solver=_solver(step), manifest=manifest
+        key=key,
+        run=KEY,
+        step=step,
+        total=8,
+        x=_tensor(step),
+        solver=_solver(step),
+        manifest=manifest,
     )
 
 
@@ -59,8 +65,8 @@ def _same(one: RunState, other: RunState) -> bool:
         strict=True,
     )
     return all(torch.equal(a, b) for a, b in pairs) and (
-        (one.key, one.step, one.total, dict(one.manifest), one.solver.order, one.solver.seed)
-        == (other.key, other.step, other.total, dict(other.manifest), other.solver.order, other.solver.seed)
+        (one.key, one.run, one.step, one.total, dict(one.manifest), one.solver.order, one.solver.seed)
+        == (other.key, other.run, other.step, other.total, dict(other.manifest), other.solver.order, other.solver.seed)
     )  # fmt: skip
 
 
@@ -285,6 +291,7 @@ def test_a_finished_run_leaves_latents_and_branches(tmp_path: Path) -> None:
     assert torch.equal(latents, _tensor(9))
     stored = load_file(path)
     assert set(stored) == {"latent_tensor", "latent_format_version_0"}
+    assert store.latents(KEY[:20] + "0" * 44) is None, "a name is only the beginning of a key"
     os.truncate(path, 999)
     assert store.latents(KEY) is None
 

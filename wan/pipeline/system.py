@@ -198,6 +198,7 @@ class Pipeline:
         keys = name_run(self, request, plan)
         done = None if keep.fresh else keep.store.latents(keys.run)
         if done is not None:
+            keep.store.forget_states(keys.run)
             log.warning("this run was finished before; its latents are in %s", keep.store.folder)
             return done
         begun = None if keep.fresh else _begun(keep.store, keys, plan)
@@ -295,13 +296,13 @@ def _each(callback: Callback | None, keeper: Keeper | None = None) -> Callback:
 def _start(request: Request, plan: Plan) -> RunState:
     noise = draw_noise((1, *plan.shape), request.seed, request.noise)
     solver = SolverState(seed=request.seed)
-    return RunState(key="", step=0, total=plan.schedule.steps, x=noise, solver=solver)
+    return RunState(key="", run="", step=0, total=plan.schedule.steps, x=noise, solver=solver)
 
 
 def _begun(store: Store, keys: RunKeys, plan: Plan) -> RunState | None:
     """What is done of this run already; the log says how much."""
     begun = store.find(keys)
     if begun is not None:
-        whose = "" if begun.key == keys.run else ", of a run with the same beginning"
+        whose = "" if begun.run == keys.run else ", of a run with the same beginning"
         log.warning("going on after step %d of %d%s", begun.step, plan.schedule.steps, whose)
     return begun

@@ -26,7 +26,9 @@ from .key import tensor_bytes
 
 FORM = 1
 """Version of the form below; another one is not read."""
-STATE, DIGEST = "wan_state", "wan_digest"
+STATE, RUN, DIGEST = "wan_state", "wan_run", "wan_digest"
+PART = ".part"
+"""What a file's name ends in until it is whole."""
 LATENTS = "latent_tensor"
 UNSCALED = "latent_format_version_0"
 """Name of an empty tensor: its presence says to ComfyUI that the values are not scaled."""
@@ -38,6 +40,7 @@ class RunState:
 
     Attributes:
         key: of the run, or of its steps so far, see :func:`~.key.run_key`.
+        run: key of the whole run it was kept in.
         step: steps done, 0..total.
         total: steps of the run it was kept in.
         x: (B, C, T, H, W) float32 latents after ``step`` steps.
@@ -46,6 +49,7 @@ class RunState:
     """
 
     key: str
+    run: str
     step: int
     total: int
     x: Tensor
@@ -72,6 +76,7 @@ def write_state(path: Path, state: RunState) -> None:
     told = {
         "form": FORM,
         "key": state.key,
+        "run": state.run,
         "step": state.step,
         "total": state.total,
         "order": solver.order,
@@ -102,6 +107,7 @@ def read_state(path: Path, key: str) -> RunState:
         history = sorted(name for name in tensors if name.startswith("history."))
         return RunState(
             key=key,
+            run=told["run"],
             step=told["step"],
             total=told["total"],
             x=tensors["x"],
@@ -117,16 +123,20 @@ def read_state(path: Path, key: str) -> RunState:
         raise ValueError(f"{shown(path)} is not the state of a run") from error
 
 
-def write_latents(path: Path, latents: Tensor, metadata: Mapping[str, str]) -> None:
-    """Raw latents (B, C, T, h, w) under the names ComfyUI's Load Latent reads; as :func:`write_state`."""
-    _write(path, {LATENTS: latents, UNSCALED: torch.empty(0)}, metadata)
+def write_latents(path: Path, latents: Tensor, key: str, metadata: Mapping[str, str]) -> None:
+    """Raw latents (B, C, T, h, w) of the run ``key``, under the names ComfyUI's Load Latent reads.
+
+    Raises:
+        OSError: as :func:`write_state`.
+    """
+    _write(path, {LATENTS: latents, UNSCALED: torch.empty(0)}, {**metadata, RUN: key})
 
 
-def read_kept_latents(path: Path) -> Tensor:
-    """What :func:`write_latents` wrote, copied into memory; raises as :func:`read_state` does."""
-    _, tensors = _read(path)
-    if LATENTS not in tensors:
-        raise ValueError(f"{shown(path)} holds no latents")
+def read_kept_latents(path: Path, key: str) -> Tensor:
+    """What :func:`write_latents` wrote for the run ``key``, copied into memory; raises as :func:`read_state`."""
+    metadata, tensors = _read(path)
+    if LATENTS not in tensors or metadata.get(RUN) != key:
+        raise ValueError(f"{shown(path)} does not hold the latents of this run")
     return tensors[LATENTS]
 
 
@@ -137,7 +147,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str
         for name, t in held.items()
     }
     metadata = {"format": "pt", **metadata}  # as it will be read back
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{path.name}{PART}")
     try:
         write_safetensors(part, entries, {**metadata, DIGEST: _digest(held, metadata)})
         _to_disk(part, os.O_RDWR)

@@ -45,20 +45,17 @@ class Keeper:
         """For a run of ``total`` steps; ``manifest`` (plain JSON) goes into its files."""
         self._store, self._keys, self._total = store, keys, total
         self._manifest = dict(manifest or {})
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
         self._newest: _Job | None = None
         self._branches: list[_Job] = []
-        self._busy = self._ended = False
+        self._thread: threading.Thread | None = None
         self._trouble = ""
         self._slot = 0
         self._kept = 0
         self._side: torch.cuda.Stream | None = None
-        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Keeper:
-        """Start the thread that writes."""
-        self._thread = threading.Thread(target=self._write, name="keep run", daemon=True)
-        self._thread.start()
+        """Nothing starts before there is something to keep."""
         return self
 
     def __exit__(
@@ -68,11 +65,7 @@ class Keeper:
         traceback: TracebackType | None,
     ) -> None:
         """Wait until what was kept is on the disk; say after which step, if the run did not end well."""
-        with self._wake:
-            self._ended = True
-            self._wake.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        self.flush()
         if kind is not None and self._kept:
             log.warning(
                 "the run is kept after step %d of %d in %s",
@@ -95,17 +88,22 @@ class Keeper:
         except RuntimeError as error:  # no memory for the copy
             self._give_up(error)
             return
-        with self._wake:
+        with self._lock:
             if step in self._keys.branches:
                 self._branches.append(job)
             else:
                 self._newest = job
-            self._wake.notify_all()
+            if self._thread is None:
+                # It ends when there is nothing to write: an interrupt at any moment leaves no thread.
+                self._thread = threading.Thread(target=self._write, name="keep run", daemon=True)
+                self._thread.start()
 
     def flush(self) -> None:
         """Wait until what was kept is on the disk."""
-        with self._wake:
-            self._wake.wait_for(lambda: not (self._newest or self._branches or self._busy))
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            thread.join()
+        self._write()  # what an interrupted start of the thread has left
 
     def finish(self, latents: Tensor, metadata: Mapping[str, str] | None = None) -> Path | None:
         """Put a finished run's raw latents (B, C, T, h, w) on the disk and forget its states.
@@ -126,7 +124,7 @@ class Keeper:
         path = self._store.path(self._keys.run, ending)
         try:
             self._store.folder.mkdir(exist_ok=True)
-            write_latents(path, latents, dict(metadata or {}))
+            write_latents(path, latents, self._keys.run, metadata or {})
             self._store.prune(self._keys)
         except OSError as error:
             self._give_up(error)
@@ -144,6 +142,7 @@ class Keeper:
         )
         state = RunState(
             key=branch or self._keys.run,
+            run=self._keys.run,
             step=step,
             total=self._total,
             x=x,
@@ -177,16 +176,13 @@ class Keeper:
             del job
 
     def _next(self) -> _Job | None:
-        """The next job; None when the run has ended and all is written."""
-        with self._wake:
-            self._busy = False
-            self._wake.notify_all()
-            self._wake.wait_for(lambda: self._newest or self._branches or self._ended)
+        """The next job; None, and the end of the thread, where there is none."""
+        with self._lock:
             if self._branches:
-                job: _Job | None = self._branches.pop(0)
-            else:
-                job, self._newest = self._newest, None
-            self._busy = job is not None
+                return self._branches.pop(0)
+            job, self._newest = self._newest, None
+            if job is None:
+                self._thread = None
             return job
 
     def _write_one(self, job: _Job) -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from .files import RunState, read_kept_latents, read_state
+from .files import PART, RunState, read_kept_latents, read_state
 
 log = logging.getLogger(__name__)
 
@@ -77,13 +77,14 @@ class Store:
 
     def latents(self, key: str) -> Tensor | None:
         """Final latents of the run ``key``, raw (B, C, T, h, w), if it was finished. Never raises."""
-        return self._read(self.path(key, LATENT), key, lambda path, _: read_kept_latents(path))
+        return self._read(self.path(key, LATENT), key, read_kept_latents)
 
     def forget_states(self, key: str) -> None:
         """Remove what a finished run does not need any more; leaves its latents and branches."""
         for ending in RING:
-            with suppress(OSError):
-                self.path(key, ending).unlink()
+            for path in (self.path(key, ending), self.path(key, f"{ending}{PART}")):
+                with suppress(OSError):
+                    path.unlink()
 
     def prune(self, keys: RunKeys) -> None:
         """Remove the oldest files until those of other runs than ``keys`` are within the limit."""
@@ -102,7 +103,7 @@ class Store:
         found = []
         with suppress(OSError):
             for path in self.folder.iterdir():
-                if path.name.removesuffix(".part").endswith(ENDINGS):
+                if path.name.removesuffix(PART).endswith(ENDINGS):
                     told = path.stat()
                     found.append((told.st_mtime, path, told.st_size))
         for _, path, size in sorted(found, reverse=True):
