@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,7 @@ PACK = "ComfyUI-WanExperts"
 # Folders that help a test machine start ComfyUI; absent or unused elsewhere.
 HELPERS = (ROOT / "tests" / "host_env", ROOT / ".test" / "host-site")
 START_SECONDS = 180
+TEXT_EVENT = 3
 
 Graph = dict[str, Any]
 Event = dict[str, Any]
@@ -197,7 +199,7 @@ class Host:
             while True:
                 message = link.recv()
                 if isinstance(message, bytes):
-                    yield {"type": "preview", "data": {"image": message[8:]}}
+                    yield _binary_event(message)
                     continue
                 event = json.loads(message)
                 if event["data"].get("prompt_id", prompt) != prompt:
@@ -237,6 +239,15 @@ class Host:
     def path(self, saved: Mapping[str, str]) -> Path:
         """Where a saved result lies."""
         return self.output / saved["subfolder"] / saved["filename"]
+
+
+def _binary_event(message: bytes) -> Event:
+    """A preview (its file), or text for a node."""
+    kind, size = struct.unpack(">II", message[:8])
+    if kind != TEXT_EVENT:
+        return {"type": "preview", "data": {"image": message[8:]}}
+    node, text = message[8 : 8 + size], message[8 + size :]
+    return {"type": "text", "data": {"node": node.decode(), "text": text.decode()}}
 
 
 def node_of(graph: Graph, class_type: str) -> str:

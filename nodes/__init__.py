@@ -9,6 +9,7 @@ from .decode import WanExpertsDecode, WanExpertsDecodeToVideo
 from .host.files import offer_bundled_weights
 from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
 from .lora import WanExpertsLora
+from .plan import WanExpertsPlan
 from .sampling import WanExpertsGuider, WanExpertsSampler
 from .schedule import WanExpertsSchedule, WanExpertsSolver
 from .stages import WanExpertsStage, WanExpertsStagesGuider
@@ -33,6 +34,7 @@ class WanExpertsExtension(ComfyExtension):
             WanExpertsSolver,
             WanExpertsStage,
             WanExpertsStagesGuider,
+            WanExpertsPlan,
             WanExpertsDecode,
             WanExpertsDecodeToVideo,
         ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
 from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
 
 
 def schema(**fields: Any) -> io.Schema:
@@ -37,3 +39,12 @@ def accepted(function: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     """The ``options`` that ``function`` takes in this version."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in options.items() if name in known}
+
+
+def show_text(text: str) -> None:
+    """Text on the node under way, where the frontend shows such; nothing without a server."""
+    # Looked up, not imported: outside a server its import would need all that a server needs.
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    send, context = getattr(server, "send_progress_text", None), get_executing_context()
+    if send is not None and context is not None:
+        send(text, context.node_id, server.client_id)

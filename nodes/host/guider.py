@@ -47,6 +47,18 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         """``plan_for(sigmas)`` is asked at the start of each run; it may raise ValueError."""
         self._plan_for = plan_for
 
+    def plan_run(self, sigmas: Tensor) -> RunPlan:
+        """The plan of a run over ``sigmas`` (N+1,), before it; raises ValueError if there is none."""
+        assert self._plan_for is not None
+        plan = self._plan_for(sigmas)
+        assert len(plan.stages) == len(self._models)
+        return plan
+
+    @property
+    def models(self) -> tuple[Any, ...]:
+        """The MODEL of each stage, as it was given."""
+        return self._models
+
     def sample(
         self,
         noise: Tensor,
@@ -57,11 +69,9 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         **kw: Any,
     ) -> Tensor:
         """Run ``sampler`` over ``sigmas`` (N+1,); as ``CFGGuider.sample`` otherwise."""
-        assert self._plan_for is not None
         if sigmas.shape[-1] < 2:
             return latent_image
-        plan = self._plan_for(sigmas)
-        assert len(plan.stages) == len(self._models)
+        plan = self.plan_run(sigmas)
         _announce(plan)
         first, last = (plan.stage_of(float(sigmas[end])) for end in (0, -1))
         self._plan, self._stage = plan, first

@@ -1,21 +1,19 @@
-"""LATENT dictionaries, initial noise, and the run of a guider with progress and previews."""
+"""LATENT dictionaries, initial noise, and the run of a guider that is watched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.sample
 import comfy.utils
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ...wan.shapes import check_size, pixel_size
+from .forecast import remember
 from .tiny import find_previewer
-
-PREVIEW_FRAMES = 4
+from .watch import Watch
 
 
 def empty_latent(shape: tuple[int, ...]) -> dict[str, Any]:
@@ -45,51 +43,28 @@ def is_ignored(latent: dict[str, Any]) -> bool:
     return latent.get("noise_mask") is None and bool(torch.count_nonzero(latent["samples"]))
 
 
-def progress_callback(model: Any, steps: int) -> Callable[..., None]:
-    """One progress bar for a run, from 0; its preview shows the clip, not only its first frame."""
-    bar = comfy.utils.ProgressBar(steps)
-    # The bar shows 0 of N while the first expert is still being loaded.
-    bar.update_absolute(0)
-    previewer = find_previewer(model.load_device, model.model.latent_format)
-
-    def callback(step: int, x0: Tensor, x: Tensor, total: int) -> None:
-        preview = preview_sheet(previewer, x0) if previewer else None
-        bar.update_absolute(step + 1, total, preview)
-
-    return callback
-
-
-def preview_sheet(previewer: Any, x0: Tensor) -> tuple[str, Image.Image, int]:
-    """Four latent frames of the first clip, from first to last, as ComfyUI's preview of one image."""
-    count = x0.shape[2]
-    chosen = sorted({round(i * (count - 1) / (PREVIEW_FRAMES - 1)) for i in range(PREVIEW_FRAMES)})
-    shots = [previewer.decode_latent_to_preview_image("JPEG", x0[:1, :, i : i + 1]) for i in chosen]
-    _, first, largest = shots[0]
-    columns = min(2, len(shots))
-    rows = -(-len(shots) // columns)
-    sheet = Image.new("RGB", (columns * first.width, rows * first.height))
-    for index, (_, image, _) in enumerate(shots):
-        row, column = divmod(index, columns)
-        sheet.paste(image, (column * first.width, row * first.height))
-    return "JPEG", sheet, largest
-
-
 def run_guider(
     guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], samples: Tensor, seed: int
 ) -> dict[str, Any]:
     """Sample with one progress bar and preview for the whole run; returns a LATENT."""
     noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
-    callback = progress_callback(guider.model_patcher, sigmas.shape[-1] - 1)
-    result = guider.sample(
-        noise,
-        samples,
-        sampler,
-        sigmas,
-        denoise_mask=latent.get("noise_mask"),
-        callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
+    model, quiet = guider.model_patcher, not comfy.utils.PROGRESS_BAR_ENABLED
+    previewer = find_previewer(model.load_device, model.model.latent_format)
+    watch = Watch(guider.plan_run(sigmas), previewer, quiet=quiet)
+    try:
+        result = guider.sample(
+            noise,
+            samples,
+            sampler,
+            sigmas,
+            denoise_mask=latent.get("noise_mask"),
+            callback=watch,
+            disable_pbar=quiet,
+            seed=seed,
+        )
+    finally:
+        watch.close()
+    remember(guider, samples, watch.seconds_per_call)
     out = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
     out["samples"] = result.to(mm.intermediate_device())
     return out

@@ -189,4 +189,6 @@ def solver_sampler(name: str) -> Any:
         told = report if callback else None
         return sample(velocity, x, plain(sigmas), solver, callback=told, state=start)
 
-    return comfy.samplers.KSAMPLER(run)
+    sampler = comfy.samplers.KSAMPLER(run)
+    sampler.wan_solver = name  # a forecast asks for it
+    return sampler

@@ -13,7 +13,6 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,12 +36,10 @@ enter(sys.argv[1])
 
 import comfy.latent_formats  # noqa: E402
 import comfy.model_management as mm  # noqa: E402
-import comfy.utils  # noqa: E402
 import folder_paths  # noqa: E402
 import latent_preview  # noqa: E402
 import torch  # noqa: E402
-from wanexperts.nodes.host import latent as host_latent  # noqa: E402
-from wanexperts.nodes.host import parts, tiny  # noqa: E402
+from wanexperts.nodes.host import parts, tiny, watch  # noqa: E402
 from wanexperts.nodes.host.vae import COUNTED  # noqa: E402
 from wanexperts.tests.wan.tiny_files import NORMALIZED, RAW, tiny_state, write_tiny  # noqa: E402
 from wanexperts.wan.config import VAEConfig  # noqa: E402
@@ -140,19 +137,10 @@ def as_vae(name: str) -> dict[str, object]:
     }
 
 
-def previews() -> list[object]:
-    """What the frontend is sent after a step, for a clip of 13 latent frames."""
-    sent = []
-    comfy.utils.set_progress_bar_global_hook(
-        lambda value, total, preview, **_: sent.append(preview)
-    )
-    model = SimpleNamespace(
-        load_device=torch.device("cpu"), model=SimpleNamespace(latent_format=FORMAT)
-    )
-    callback = host_latent.progress_callback(model, 1)
-    callback(0, FORMAT.process_in(raw(13)), None, 1)
-    comfy.utils.set_progress_bar_global_hook(None)
-    return sent[-1]
+def previews() -> object:
+    """The sheet of a step for a clip of 13 latent frames, before its caption."""
+    previewer = tiny.find_previewer(torch.device("cpu"), FORMAT)
+    return watch.preview_sheet(previewer, FORMAT.process_in(raw(13)))
 
 
 def preview_difference(sheet, name: str) -> float:

@@ -1,0 +1,141 @@
+"""Plan Wan Run against the run: steps, noise levels and calls are exactly those made; nothing is loaded."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import pytest
+
+from .graphs import EMPTY, ENCODE, LOADER, SAMPLER, base_graph, node
+
+pytestmark = pytest.mark.comfy
+PLAN, TEXT, CALLS, MADE, SIGMAS, GUIDER, SOLVER, RUN = (f"9{i}" for i in range(8))
+_seed = itertools.count(7000)
+
+
+def planned_graph(sampler: dict[str, Any], sigmas: dict[str, Any], **guider: Any) -> dict[str, Any]:
+    """Plan Wan Run beside the run it tells of, whose MODELs write down their forwards."""
+    graph = base_graph()
+    for key in (SAMPLER, "8", "3"):
+        graph.pop(key, None)
+    names = ("high noise", "low noise")
+    for slot, (name, key) in enumerate(zip(names, ("81", "82"), strict=True)):
+        graph[key] = node("WanProbeCalls", model=(LOADER, slot), name=name)
+    settings = {
+        "cfg_high_noise": 3.0, "cfg_low_noise": 1.0, "sigma_shift": 5.0, "switch": "auto",
+        "boundary": 0.875, "switch_step": 3,
+    }  # fmt: skip
+    graph[GUIDER] = node(
+        "WanExpertsGuider", model_high_noise=("81", 0), model_low_noise=("82", 0),
+        positive=(ENCODE, 0), negative=(ENCODE, 1), **{**settings, **guider},
+    )  # fmt: skip
+    graph[SIGMAS], graph[SOLVER] = sigmas, sampler
+    graph["83"] = node("RandomNoise", noise_seed=next(_seed))
+    graph[RUN] = node(
+        "SamplerCustomAdvanced", noise=("83", 0), guider=(GUIDER, 0), sampler=(SOLVER, 0),
+        sigmas=(SIGMAS, 0), latent_image=(EMPTY, 0),
+    )  # fmt: skip
+    graph[MADE] = node("WanProbeCallsMade", latent=(RUN, 0))
+    graph[CALLS] = node("PreviewAny", source=(MADE, 0))
+    return graph
+
+
+def plan_node(**more: Any) -> dict[str, Any]:
+    return node("WanExpertsPlan", guider=(GUIDER, 0), sigmas=(SIGMAS, 0), latent=(EMPTY, 0), **more)
+
+
+def ours(steps: int = 6) -> dict[str, Any]:
+    return node(
+        "WanExpertsSchedule", scheduler="unipc", steps=steps, sigma_shift=5.0, switch="auto",
+        boundary=0.875, switch_step=3, switch_value=875.0, timesteps="",
+    )  # fmt: skip
+
+
+def made(host: Any, graph: dict[str, Any]) -> list[tuple[str, float]]:
+    """(expert, noise level) of every forward."""
+    lines = host.run(graph)[CALLS]["text"][0].splitlines()
+    return [(line.rpartition(" ")[0], float(line.rpartition(" ")[2])) for line in lines]
+
+
+def told(host: Any, graph: dict[str, Any], **more: Any) -> str:
+    """The plan alone, without its run."""
+    alone = {k: v for k, v in graph.items() if k not in (RUN, MADE, CALLS, "83")}
+    alone[PLAN] = plan_node(sampler=(SOLVER, 0), **more)
+    return host.run(alone)[PLAN]["text"][0]
+
+
+def steps_of(plan: str) -> list[tuple[str, float]]:
+    """(expert, noise level) of every step that a plan tells."""
+    rows = re.findall(r"^ +\d+  (\d\.\d+) +\S+ +\S+  (.+)$", plan, re.MULTILINE)
+    return [(name, float(sigma)) for sigma, name in rows]
+
+
+def calls_of(plan: str) -> dict[str, int]:
+    line = next(line for line in plan.splitlines() if line.startswith("calls of the network"))
+    return {name: int(count) for count, name in re.findall(r"(\d+) (\w+ noise)", line)}
+
+
+SAMPLERS = {
+    "unipc": node("WanExpertsSolver", sampler_name="unipc"),
+    "heun": node("WanExpertsSolver", sampler_name="heun"),
+    "core-euler": node("KSamplerSelect", sampler_name="euler"),
+    "core-dpmpp_2m": node("KSamplerSelect", sampler_name="dpmpp_2m"),
+    "core-heun": node("KSamplerSelect", sampler_name="heun"),
+    "core-dpm_2": node("KSamplerSelect", sampler_name="dpm_2"),
+    "core-uni_pc": node("KSamplerSelect", sampler_name="uni_pc"),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_plan_tells_the_calls_that_are_made(host, name):
+    graph = planned_graph(SAMPLERS[name], ours())
+    plan = told(host, graph)
+    calls = made(host, graph)
+    wanted = {part: sum(part == name for name, _ in calls) for part in ("high noise", "low noise")}
+    assert calls_of(plan) == wanted
+    if name in ("unipc", "core-euler", "core-dpmpp_2m"):
+        run = list(dict.fromkeys(calls))
+        assert [part for part, _ in steps_of(plan)] == [part for part, _ in run]
+        levels = [sigma for _, sigma in steps_of(plan)]
+        assert levels == pytest.approx([sigma for _, sigma in run], abs=6e-6)  # five digits shown
+
+
+def test_a_plan_loads_nothing(host):
+    host.post("/free", {"unload_models": True})
+    before = len(host.log.read_text())
+    told(host, planned_graph(SAMPLERS["unipc"], ours(5)))
+    assert "Requested to load HostModel" not in host.log.read_text()[before:]
+
+
+def test_a_part_of_a_run_is_planned_as_the_part_it_is(host):
+    graph = planned_graph(SAMPLERS["unipc"], node("WanProbeSigmas", sigmas="0.9, 0.5, 0"))
+    plan = told(host, graph)
+    assert [part for part, _ in steps_of(plan)] == ["high noise", "low noise"]
+
+
+def test_seconds_are_told_from_the_last_run_or_a_timed_block(host):
+    graph = planned_graph(SAMPLERS["unipc"], ours(), cfg_low_noise=1.5)
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    timed = told(host, graph, time_a_block=True)
+    assert re.search(r"time: about .* told from (one timed block|the last run)", timed)
+    host.run(base_graph(noise_seed=next(_seed)))
+    assert "told from the last run of this kind" in told(host, graph)
+
+
+def test_the_plan_is_shown_as_text_and_as_a_picture(host):
+    graph = planned_graph(SAMPLERS["unipc"], ours())
+    alone = {k: v for k, v in graph.items() if k not in (RUN, MADE, CALLS, "83")}
+    alone[PLAN] = plan_node()
+    alone["99"] = node("SaveImage", images=(PLAN, 1), filename_prefix="plan")
+    outputs = host.run(alone)
+    assert outputs[PLAN]["text"][0].startswith("6 steps, unipc grid, shift 5")
+    assert host.path(outputs["99"]["images"][0]).stat().st_size > 10_000
+
+
+def test_a_foreign_guider_is_refused_in_one_sentence(host):
+    graph = planned_graph(SAMPLERS["unipc"], ours())
+    graph[GUIDER] = node("BasicGuider", model=("81", 0), conditioning=(ENCODE, 0))
+    with pytest.raises(RuntimeError, match="not one of this pack; use Wan Experts Guider"):
+        told(host, graph)
