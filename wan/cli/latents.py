@@ -12,12 +12,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import read_header, read_tensors, shown
-from ..state.files import STATE
+from ..state import LATENTS, STATE, UNSCALED
 from ..video import whole_file
 
-LATENTS = "latent_tensor"
-UNSCALED = "latent_format_version_0"
-"""Name of an empty tensor: its presence says that the values are not scaled."""
 _OLD_SCALE = 0.18215
 
 

@@ -30,6 +30,7 @@ STATE, RUN, DIGEST = "wan_state", "wan_run", "wan_digest"
 PART = ".part"
 """What a file's name ends in until it is whole."""
 LATENTS = "latent_tensor"
+"""Name under which ComfyUI's Save Latent stores latents, and so do we."""
 UNSCALED = "latent_format_version_0"
 """Name of an empty tensor: its presence says to ComfyUI that the values are not scaled."""
 
