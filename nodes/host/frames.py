@@ -52,6 +52,7 @@ def decoded_frames(vae: Any, latents: Tensor, bits: int) -> Iterator[Tensor]:
         ``(frames, H, W, 3)`` uint8 or uint16 by ``bits``, by the official rule. Progress and
         interruption come per latent frame.
     """
+    # No picture goes with the progress: the frontend would show it, as a video, instead of the file.
     bar = comfy.utils.ProgressBar(latents.shape[2])
     if isinstance(vae, HostVAE):
         for chunk in vae.decode_stream(latents):

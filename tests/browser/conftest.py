@@ -55,7 +55,8 @@ def page(browser: BrowserContext) -> Iterator[Page]:
 @pytest.fixture(scope="package", params=CHECKOUTS, ids=lambda path: path.name)
 def site(request: pytest.FixtureRequest) -> Iterator[comfy_server.Host]:
     """A server with its own frontend and the bundled family, past the first visit's dialogue."""
-    options = ("--cpu", "--front-end-root", str(frontend_of(request.param)))
+    frontend = str(frontend_of(request.param))
+    options = ("--cpu", "--preview-method", "auto", "--front-end-root", frontend)
     with comfy_server.Host(request.param, options=options) as host:
         host.post("/settings", {"Comfy.TutorialCompleted": True})
         yield host

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import urllib.parse
 import urllib.request
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
 
 import av
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from wanexperts import comfy_server
-from wanexperts.tests.wan.clips import files_end_at, mp4_tags, png_tags, psnr, read_planes
+from wanexperts.tests.wan.clips import boxes, files_end_at, mp4_tags, png_tags, psnr, read_planes
 from wanexperts.wan.checkpoint import load_vae
 from wanexperts.wan.video import (
     FORMATS,
@@ -114,6 +118,11 @@ def test_mp4_formats(host, decoded, format):
         assert context.pix_fmt == ("yuv420p10le" if deep else "yuv420p")
         assert (stream.frames, stream.average_rate) == (FRAMES, FPS)
         assert (stream.width, stream.height) == (WIDTH, HEIGHT)
+        assert stream.duration * stream.time_base == Fraction(FRAMES, FPS)
+        assert (context.color_primaries, context.color_trc, context.colorspace) == (1, 1, 1)
+        assert context.color_range == 1
+    order = list(boxes(path.read_bytes()))
+    assert order.index("moov") < order.index("mdat")
     tags = mp4_tags(path)
     assert json.loads(tags["workflow"]) == WORKFLOW
     assert {i: n["inputs"] for i, n in json.loads(tags["prompt"]).items()} == {
@@ -224,6 +233,21 @@ def test_one_latent_frame_is_a_still_and_a_video_of_one_frame(host):
         assert sum(1 for _ in container.decode(video=0)) == 1
 
 
+def test_a_long_clip_has_no_seam(host, random_models):
+    """101 frames: those of one pass over the whole clip."""
+    raw = latents(frames=26)
+    run(host, graph_of(host, "long", raw, format="png16-sequence"))
+    vae = load_vae(random_models / files.VAE / files.VAE_FILE, dtype=torch.float32)
+    with torch.no_grad():
+        wanted = to_frames(vae.decode_whole(raw)[0], 16)
+    folder = host.output / "decode" / "long_00001"
+    assert len(list(folder.iterdir())) == len(wanted) == 101
+    for number, frame in enumerate(wanted, 1):
+        got = read_png(folder / frame_name(number))
+        # A stream and one pass add in another order: measured 1 of 65535.
+        assert (got.int() - frame.int()).abs().max() <= 4
+
+
 def test_progress_counts_latent_frames(host):
     events = [
         event["data"]
@@ -309,17 +333,49 @@ def test_bad_settings_are_refused_before_the_run(host, inputs, sentence):
     assert left(host, "refused") == []
 
 
-@pytest.mark.parametrize("format", ["h264-mp4", "h265-mp4"])
+@pytest.mark.parametrize("format", ["h264-mp4", "h265-mp4", "png16-sequence"])
 def test_a_full_disk_is_one_sentence(host, format):
     """The server may write no file beyond a size, which the clip does not fit in."""
     name = f"full-{format}"
-    graph = graph_of(host, name, latents(frames=20, height=16, width=16), format=format, crf=0)
+    raw = latents(2, 24, 24) if format == "png16-sequence" else latents(20, 16, 16)
+    graph = graph_of(host, name, raw, format=format, crf=0)
     room = host.log.stat().st_size + 100_000
     full = pytest.raises(comfy_server.HostError, match=r"cannot write .* make room there")
     with full, files_end_at(room, host._process.pid):
         host.run(graph)
     assert left(host, name) == []
     assert run(host, graph)[VIDEO]["images"]
+
+
+def held(host) -> tuple[int, list[str]]:
+    """Threads of the server, and what it holds open of its output folder."""
+    process = Path("/proc") / str(host._process.pid)
+    links = []
+    for link in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(link))
+    open_files = [name for name in links if name.startswith(str(host.output))]
+    return len(list((process / "task").iterdir())), open_files
+
+
+@pytest.mark.parametrize("format", ["h264-mp4", "h265-10bit-mp4", "png16-sequence"])
+def test_runs_that_end_early_hold_nothing(host, format):
+    name = f"held-{format}"
+    long = graph_of(host, name, latents(frames=60, height=16, width=16), format=format)
+    bad = graph_of(host, f"{name}_bad", spoilt(0), format=format)
+    run(host, graph_of(host, f"{name}_good", format=format))
+    before, _ = held(host)
+    for _ in range(3):
+        for event in host.events(long):
+            if event["type"] == "progress" and event["data"]["value"] == 1:
+                host.post("/interrupt", {})
+        assert event["type"] == "execution_interrupted"
+        with pytest.raises(comfy_server.HostError, match="latent frame 1 of 3"):
+            host.run(bad)
+    threads, open_files = held(host)
+    assert open_files == []
+    assert threads <= before
+    assert not [entry for entry in left(host, name) if entry.endswith(".part")]
 
 
 def test_nan_on_the_way_names_its_reason(host, random_models):
