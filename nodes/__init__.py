@@ -10,9 +10,11 @@ from .host.files import offer_bundled_weights
 from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
 from .lora import WanExpertsLora
 from .plan import WanExpertsPlan
+from .recipe import WanExpertsRecipe
 from .sampling import WanExpertsGuider, WanExpertsSampler
 from .schedule import WanExpertsSchedule, WanExpertsSolver
 from .stages import WanExpertsStage, WanExpertsStagesGuider
+from .verify import WanExpertsVerify
 
 
 class WanExpertsExtension(ComfyExtension):
@@ -35,6 +37,8 @@ class WanExpertsExtension(ComfyExtension):
             WanExpertsStage,
             WanExpertsStagesGuider,
             WanExpertsPlan,
+            WanExpertsRecipe,
+            WanExpertsVerify,
             WanExpertsDecode,
             WanExpertsDecodeToVideo,
         ]

@@ -12,6 +12,7 @@ from ..wan.text import clean
 from .checks import check_limits, problem, widget
 from .host import compat
 from .host.latent import empty_latent
+from .host.manifest import TEXT
 
 DEFAULTS = T2V_A14B.sampling
 CATEGORY = "WanExperts/conditioning"
@@ -69,7 +70,10 @@ class WanExpertsTextEncode(io.ComfyNode):
         """Encode with any CLIP."""
         check_prompt(positive)
         texts = positive, negative if clean(negative) else DEFAULTS.negative_prompt
-        encoded = [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]
+        encoded = [
+            clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={TEXT: text})
+            for text in texts
+        ]
         return io.NodeOutput(*encoded)
 
 

@@ -23,6 +23,7 @@ from .checks import check_limits, problem, widget
 from .host import compat
 from .host.files import output_slot
 from .host.frames import check_clip, decoded_frames, frame_size, preview, sound, video_of
+from .host.manifest import file_tags
 from .host.metadata import container_metadata
 from .host.vae import check_vae, decode_images
 
@@ -161,6 +162,7 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
         check_clip(vae, latents)
         height, width = frame_size(vae, latents)
         manifest = {"fps": fps, "format": format, "crf": crf, "latents": list(latents.shape)}
+        manifest |= file_tags(samples, vae)
         clip = Clip(
             width=width,
             height=height,

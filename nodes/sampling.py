@@ -16,6 +16,7 @@ from ..wan.switch import Switch
 from .checks import both, check_limits, problem, widget
 from .host import compat
 from .host.latent import fit_latent, is_ignored, run_guider
+from .host.manifest import carry
 from .host.model import same_model
 from .host.sampling import solver_sampler
 from .trajectory import (
@@ -285,7 +286,7 @@ class WanExpertsSampler(io.ComfyNode):
         guider.set_plan(lambda _: plan)
         sampler = solver_sampler(sampler_name)
         out = run_guider(guider, sampler, plan.schedule.sigmas, latent_image, samples, noise_seed)
-        return io.NodeOutput(out, describe(plan))
+        return io.NodeOutput(carry(out), describe(plan))
 
 
 def _check_run(

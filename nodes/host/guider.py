@@ -12,6 +12,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...wan.plan import RunPlan
+from ...wan.state import tensor_digest
+from .manifest import Run, record_run
 from .stages import LaterStage, RunInputs, stage_clone
 
 log = logging.getLogger(__name__)
@@ -77,14 +79,29 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         self._plan, self._stage = plan, first
         self.model_patcher = stage_clone(self._models[first], plan)
         self.model_options = self.model_patcher.model_options
+        drawn = tensor_digest(noise.float())  # now: a sampler may write into it
         try:
             self._guiders = self._line_up(plan, first, last)
-            return super().sample(noise, latent_image, sampler, sigmas, *args, **kw)
+            result = super().sample(noise, latent_image, sampler, sigmas, *args, **kw)
         finally:
             self.model_patcher = self._models[0]
             self.model_options = self.model_patcher.model_options
             self._plan = self._inputs = None
             self._guiders = {}
+        record_run(
+            Run(
+                plan=plan,
+                models=self._models,
+                conds=self.original_conds,
+                noise=drawn,
+                latent=latent_image,
+                mask=kw.get("denoise_mask"),
+                sampler=sampler,
+                seed=kw.get("seed"),
+                result=result,
+            )
+        )
+        return result
 
     def outer_sample(self, noise: Tensor, *args: Any, **kw: Any) -> Tensor:
         """Run with all stages prepared: their hooks and wrappers are known, nothing is loaded.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...wan.files import shown
 from ...wan.lora import Delta, Resolved, Section, relative_norm, resolve
+from ...wan.manifest import Mark, file_mark
 from ...wan.quant.layers import PackedLayer, layer_shape
 from . import files
 from .model import HostModel
@@ -39,9 +40,9 @@ class DeltaPatch(WeightAdapterBase):
 
     name = "wan_experts"
 
-    def __init__(self, delta: Delta) -> None:
-        """The factors stay mapped from their file."""
-        self.delta = delta
+    def __init__(self, delta: Delta, mark: Mark | None = None) -> None:
+        """The factors stay mapped from their file, which ``mark`` says."""
+        self.delta, self.mark = delta, mark
         self.loaded_keys: set[str] = set()
         self.weights: tuple[Tensor, ...] = ()
 
@@ -79,7 +80,8 @@ def add_lora(patcher: Any, resolved: Resolved, strength: float) -> Any:
         weight = clone.get_model_object(key)
         changed = patches.pop(key).apply(weight.detach(), strength)
         clone.add_object_patch(key, nn.Parameter(changed, requires_grad=False))
-    clone.add_patches({key: DeltaPatch(delta) for key, delta in patches.items()}, strength)
+    mark = file_mark(resolved.section.path)
+    clone.add_patches({key: DeltaPatch(delta, mark) for key, delta in patches.items()}, strength)
     return clone
 
 

@@ -25,6 +25,7 @@ from ...wan.checkpoint import (
     open_checkpoint,
     takes_normalized,
 )
+from ...wan.manifest import Mark, files_mark
 from ...wan.quant import replace_layers
 from ...wan.text import UMT5Encoder, check_vocabulary
 from ...wan.transformer import WanTransformer
@@ -89,12 +90,14 @@ def open_vae(name: str) -> Checkpoint:
 
 def load_expert(checkpoint: Checkpoint) -> Any:
     """The MODEL of one expert."""
-    return build_model(
+    patcher = build_model(
         detect_transformer_config(checkpoint),
         checkpoint.state_dict(),
         family_defaults(checkpoint),
         checkpoint.quants,
     )
+    patcher.model.wan_mark = _mark(checkpoint)
+    return patcher
 
 
 def load_clip(checkpoint: Checkpoint) -> Any:
@@ -108,10 +111,18 @@ def load_clip(checkpoint: Checkpoint) -> Any:
 def load_vae(checkpoint: Checkpoint) -> HostVAE:
     """The VAE object of a VAE file or of a tiny decoder."""
     config, weights = detect_vae_config(checkpoint), checkpoint.state_dict()
-    if not checkpoint.is_tiny:
-        return HostVAE(config, weights)
-    normalized = takes_normalized(checkpoint)
-    return HostTinyVAE(config, weights, normalized=normalized, name=checkpoint.name)
+    if checkpoint.is_tiny:
+        normalized = takes_normalized(checkpoint)
+        vae: HostVAE = HostTinyVAE(config, weights, normalized=normalized, name=checkpoint.name)
+    else:
+        vae = HostVAE(config, weights)
+    vae.wan_mark = _mark(checkpoint)
+    return vae
+
+
+def _mark(checkpoint: Checkpoint) -> Mark:
+    """What records of runs say of these weights."""
+    return files_mark(checkpoint.path.name, checkpoint.files)
 
 
 def _open(folder: str, name: str, kind: str) -> Checkpoint:

@@ -9,6 +9,7 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from wanexperts.wan.cli.record import record, with_result
 from wanexperts.wan.guidance import Guidance
 from wanexperts.wan.manifest import (
@@ -135,6 +136,7 @@ LORA = LoraMark(file=Mark(name="l", digest="l"), strength=1.0)
         (replace(RUN, inputs={**RUN.inputs, "latent": "z"}), "latent the run started from", OTHER),
         (replace(RUN, files={"text_encoder": Mark(name="umt5", digest="u")}), "text encoder", SAME),
         (replace(RUN, shape=(1, 16, 5, 8, 8)), "clip: 64 x 64, 9 frames against 64 x 64, 17 frames", OTHER),
+        (replace(RUN, changed=True), "after the run: nothing against", OTHER),
         (replace(RUN, device="NVIDIA H100"), "device: cpu against NVIDIA H100", DETAILS),
         (replace(RUN, attention="sage"), "attention", DETAILS),
         (replace(RUN, versions={"wan": "1", "torch": "3"}), "version of torch: 2 against 3", DETAILS),
@@ -217,7 +219,7 @@ def test_a_large_file_is_hashed_in_a_moment(tmp_path):
     path = tmp_path / "experts.safetensors"
     size = 28 * 2**30
     with path.open("wb") as file:
-        file.write((200).to_bytes(8, "little") + b"{" + b" " * 199)
+        file.write((200).to_bytes(8, "little") + b"{" + b" " * 198 + b"}")
         file.truncate(size)
     start = time.perf_counter()
     first = file_mark(path)
@@ -246,17 +248,30 @@ def test_a_hash_follows_content_not_names(tmp_path):
     assert files_mark("x", [one, other]).digest != files_mark("x", [other, one]).digest
 
 
-def test_a_long_header_is_read_whole(tmp_path):
+def test_a_long_header_is_read_whole_and_metadata_do_not_count(tmp_path):
     path = tmp_path / "a.safetensors"
-    header = bytearray(b" " * 300_000)
-    digests = []
-    for _ in range(2):
-        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(10**7))
-        digests.append(file_mark(path).digest)
-        header[290_001] = 1
-        os.utime(path, ns=(5, 5))
-        time.sleep(0.01)
-    assert digests[0] != digests[1]
+    names = [f"blocks.{i}.self_attn.q.weight" for i in range(3000)]
+
+    def digest(tensors, metadata=None):
+        save_file(tensors, path, metadata=metadata)
+        os.utime(path, ns=(len(seen), len(seen)))
+        seen.append(file_mark(path).digest)
+        return seen[-1]
+
+    seen = []
+    weights = {name: torch.ones(1) for name in names}
+    first = digest(weights)
+    assert path.stat().st_size > 200_000
+    assert digest(weights, {"a": "1", "b": "2", "c": "3"}) == first
+    assert digest({**weights, names[-1]: torch.ones(1, dtype=torch.int32)}) != first
+    assert digest({name.replace("2999", "3000"): torch.ones(1) for name in names}) != first
+
+
+@pytest.mark.parametrize("header", [b"{", b"[]", b'{"a": 1', b"{" * 5000])
+def test_what_is_no_header_is_hashed_as_bytes(tmp_path, header):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(100))
+    assert len(file_mark(path).digest) == 32
 
 
 def test_weights_in_memory_are_known_by_names_types_and_numbers():

@@ -288,6 +288,8 @@ def test_a_subgraph_is_read_and_what_is_bypassed_is_not():
     [
         ({"first": [(0, "disable")]}, "starts without noise"),
         ({"second": [(0, "enable")]}, "adds noise again"),
+        ({"first": [(8, 0)], "second": [(7, 0)]}, "adds no noise at all"),
+        ({"first": [(5, "heun")], "second": [(5, "heun")]}, "looks ahead within a step"),
         ({"first": [(9, "disable")]}, "finishes the clip at the switch"),
         ({"second": [(7, 12)]}, "the second starts at 12"),
         ({"second": [(3, 30)]}, "steps is 20 in the first sampler and 30 in the second"),

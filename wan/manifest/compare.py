@@ -28,6 +28,7 @@ def differences(first: Manifest, second: Manifest) -> list[str]:
         *_plain("clip", first.clip, second.clip, OTHER),
         *_plain("batch", first.shape[0], second.shape[0], OTHER),
         *_plain("solver", first.solver, second.solver, OTHER),
+        *_plain("after the run", _after(first), _after(second), OTHER),
         *_plain("attention", first.attention, second.attention, DETAILS),
         *_plain("device", first.device, second.device, DETAILS),
         *_versions(first.versions, second.versions),
@@ -59,6 +60,10 @@ def _word(value: object) -> str:
     if value is None or value == "":
         return "not told"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _after(manifest: Manifest) -> str:
+    return "the latents were worked on" if manifest.changed else "nothing"
 
 
 def _schedule(first: Manifest, second: Manifest) -> Iterator[str]:

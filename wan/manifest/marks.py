@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -25,10 +27,11 @@ DIGITS = 32
 def file_mark(path: Path) -> Mark:
     """Name and fast hash of a weight file.
 
-    The hash is SHA-256 over the size, the header, and 1024 stripes of 1 KiB at even distances (with the
-    last one at the end): milliseconds for any size. In 28 GB a stripe comes every 28 MB, so that a
-    change of one large matrix is seen; a change of a few numbers may not be. It is no proof that two
-    files are equal to the last bit. Kept while size and time of change stay.
+    The hash is SHA-256 over the size, names, types and places of the tensors, and 1024 stripes of 1 KiB
+    of their bytes at even distances (the last one at the end): milliseconds for any size. In 28 GB a
+    stripe comes every 28 MB, so that a change of one large matrix is seen; a change of a few numbers
+    may not be. It is no proof that two files are equal to the last bit. Metadata of safetensors do not
+    count. Kept while size and time of change stay.
 
     Raises:
         OSError: the file cannot be read.
@@ -79,18 +82,33 @@ def _digest_now(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, size: int, _changed: int) -> str:
-    told = hashlib.sha256(str(size).encode())
     with path.open("rb", buffering=0) as file:
         head = file.read(HEAD_BYTES)
-        told.update(head)
-        announced = int.from_bytes(head[:8], "little")
-        if HEAD_BYTES < 8 + announced <= HEADER_LIMIT:
-            told.update(file.read(8 + announced - HEAD_BYTES))
-        last = max(size - STRIPE_BYTES, 0)
-        for place in sorted({i * last // (STRIPES - 1) for i in range(STRIPES)}):
+        told, start = _layout(file, head)
+        digest = hashlib.sha256(f"{size - start};".encode() + told)
+        last = max(size - STRIPE_BYTES, start)
+        for place in sorted({start + i * (last - start) // (STRIPES - 1) for i in range(STRIPES)}):
             file.seek(place)
-            told.update(file.read(STRIPE_BYTES))
-    return _short(told)
+            digest.update(file.read(STRIPE_BYTES))
+    return _short(digest)
+
+
+def _layout(file: FileIO, head: bytes) -> tuple[bytes, int]:
+    """What the header says of the tensors, and where their bytes begin.
+
+    Of safetensors without the metadata, and in one order: writers put the same header in any order. Of
+    other files their beginning.
+    """
+    length = int.from_bytes(head[:8], "little")
+    if head[8:9] != b"{" or length > HEADER_LIMIT:
+        return head, 0
+    header = head[8 : 8 + length] + file.read(max(0, 8 + length - len(head)))
+    try:
+        entries = json.loads(header)
+        entries.pop("__metadata__", None)
+        return json.dumps(entries, sort_keys=True).encode(), 8 + length
+    except (ValueError, RecursionError, AttributeError):  # no safetensors, or a damaged one
+        return head, 0
 
 
 def _short(told: hashlib._Hash) -> str:

@@ -92,6 +92,7 @@ class Manifest:
         device: where the network ran, with the name of the GPU.
         versions: of ``wan``, ``torch`` and, where it is there, ``comfyui``.
         result: digest of the raw float32 latents; "" while they are not known.
+        changed: whether other nodes worked on the latents after the run; ``result`` is of what came out.
         form: version of this record.
     """
 
@@ -111,6 +112,7 @@ class Manifest:
     files: Mapping[str, Mark] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     result: str = ""
+    changed: bool = False
     form: int = FORM
 
     @property

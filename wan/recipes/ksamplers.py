@@ -29,6 +29,11 @@ _ONE_STEP = frozenset(
     ("euler", "euler_ancestral", "heun", "dpm_2", "dpm_2_ancestral", "lcm", "ddim")
 )
 """Samplers without a memory of earlier steps."""
+_LOOK_AHEAD = frozenset((
+    "heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm_2", "dpm_2_ancestral",
+    "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2", "seeds_3",
+))  # fmt: skip
+"""Samplers that evaluate the network again within a step, at a lower noise level."""
 _MODEL, _LATENT, _TEXT = ("model",), ("latent_image", "samples", "latent"), ("conditioning",)
 """Inputs through which MODELs, latents and conditionings come along a chain of nodes."""
 
@@ -183,6 +188,8 @@ def _levels(
 
 def _mistakes(high: _Sampler, low: _Sampler) -> Iterator[str]:
     """What the graph does that one run does not, in the order of the widgets."""
+    if high.end <= high.start:
+        yield "the first sampler runs no step, so that ComfyUI adds no noise at all; here there is noise"
     if not high.add_noise:
         yield "the first sampler has add_noise disabled: its run starts without noise of its own"
     if low.add_noise:
@@ -213,6 +220,11 @@ def _limits(high: _Sampler, low: _Sampler) -> Iterator[str]:
         yield (
             f"two samplers forget at the switch what {high.sampler} knows of earlier steps, one run "
             "keeps it: a few steps after the switch differ"
+        )
+    if high.sampler in _LOOK_AHEAD:
+        yield (
+            f"{high.sampler} looks ahead within a step: in the last step before the switch one run asks "
+            "the low-noise expert there, two samplers the high-noise one"
         )
     if high.sampler in ("uni_pc", "uni_pc_bh2"):
         yield (

@@ -31,6 +31,8 @@ WIDGETS: dict[str, tuple[str, ...]] = {
     "WanExpertsSolver": ("sampler_name",),
     "WanExpertsStage": ("name", "cfg", "until", "until_value", "cfg_curve"),
     "WanExpertsStagesGuider": ("sigma_shift",),
+    "WanExpertsRecipe": ("recipe",),
+    "WanExpertsVerify": ("file", "other_file"),
     "WanExpertsDecode": (),
     "WanExpertsDecodeToVideo": ("fps", "filename_prefix", "format", "crf"),
     # ComfyUI's own, as of 0.3.64 to 0.12.1.
