@@ -9,16 +9,19 @@ from comfy_api.latest import io
 from ..wan.config import MotionConfig
 from ..wan.experts import count_high
 from ..wan.guidance import Guidance
-from ..wan.plan import RunPlan, describe
+from ..wan.plan import RunPlan
+from ..wan.presets import AS_BELOW, get_preset
 from ..wan.schedule import SCHEDULES, TRAIN_TIMESTEPS, make_schedule
 from ..wan.solvers import SOLVERS
 from ..wan.switch import Switch
 from .checks import both, check_limits, problem, widget
 from .host import compat
+from .host.forecast import plan_text
 from .host.latent import fit_latent, is_ignored, run_guider
 from .host.manifest import carry
 from .host.model import same_model
 from .host.sampling import solver_sampler
+from .preset import RunSettings, preset_input, preset_settings
 from .trajectory import (
     CATEGORY,
     DEFAULTS,
@@ -216,10 +219,14 @@ class WanExpertsSampler(io.ComfyNode):
                 _shift("It replaces the shift of ModelSamplingSD3."),
                 *_switch(),
                 *_more(),
+                preset_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The clip, for a decode node."),
-                io.String.Output(display_name="plan", tooltip="Which step ran on which expert."),
+                io.String.Output(
+                    display_name="plan",
+                    tooltip="Which step ran on which expert, and what the run takes.",
+                ),
             ],
         )  # fmt: skip
 
@@ -238,8 +245,11 @@ class WanExpertsSampler(io.ComfyNode):
         cfg_curve_low: str | None = "",
         model_motion: Any = UNLINKED,
         motion_until: float | None = MOTION.until,
+        preset: str | None = AS_BELOW,
     ) -> bool | str:
         """Everything the numbers alone can tell, before anything is loaded."""
+        if preset != AS_BELOW:
+            return problem(get_preset, preset)
         curves = problem(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
         run = (steps, sampler_name, scheduler, sigma_shift)
         place = (switch, boundary, switch_step, switch_value)
@@ -270,23 +280,35 @@ class WanExpertsSampler(io.ComfyNode):
         model_motion: Any = None,
         cfg_motion: float = MOTION.guidance,
         motion_until: float = MOTION.until,
+        preset: str = AS_BELOW,
     ) -> io.NodeOutput:
         """Sample; the latents stay raw (not normalised), as on every LATENT socket."""
         _check_different(model_high_noise, model_low_noise)
-        guidance = _guidances(cfg_high_noise, cfg_low_noise, cfg_curve_high, cfg_curve_low)
-        place = read_switch(switch, boundary, switch_step, switch_value)
-        stages = _stages(model_high_noise, model_low_noise, guidance, place)
+        if preset == AS_BELOW:
+            run = RunSettings(
+                steps=steps,
+                solver=sampler_name,
+                schedule=scheduler,
+                shift=sigma_shift,
+                guidance=_guidances(cfg_high_noise, cfg_low_noise, cfg_curve_high, cfg_curve_low),
+                switch=read_switch(switch, boundary, switch_step, switch_value),
+                motion=MotionConfig(until=motion_until, guidance=cfg_motion),
+            )
+        else:
+            has_motion = model_motion is not None
+            run = preset_settings(preset, model_high_noise, has_motion=has_motion)
+        stages = _stages(model_high_noise, model_low_noise, run.guidance, run.switch)
         if model_motion is not None:
-            stages.insert(0, _motion(model_motion, cfg_motion, motion_until))
-        guider = make_guider(stages, positive, negative, sigma_shift)
+            stages.insert(0, _motion(model_motion, run.motion.guidance, run.motion.until))
+        guider = make_guider(stages, positive, negative, run.shift)
         samples = fit_latent(model_high_noise, latent_image)
-        plan = _plan(steps, sampler_name, scheduler, sigma_shift, stages)
+        plan = _plan(run.steps, run.solver, run.schedule, run.shift, stages).noted(*run.notes)
         if is_ignored(latent_image):
             plan = plan.noted(IGNORED_LATENT)
         guider.set_plan(lambda _: plan)
-        sampler = solver_sampler(sampler_name)
-        out = run_guider(guider, sampler, plan.schedule.sigmas, latent_image, samples, noise_seed)
-        return io.NodeOutput(carry(out), describe(plan))
+        sampler, sigmas = solver_sampler(run.solver), plan.schedule.sigmas
+        out = run_guider(guider, sampler, sigmas, latent_image, samples, noise_seed)
+        return io.NodeOutput(carry(out), plan_text(guider, sampler, sigmas, samples))
 
 
 def _check_run(

@@ -16,9 +16,9 @@ LEVELS = (
     {"shapes", "config", "ops", "files", "keys", "__version__"},
     {"rope", "attention", "layers", "schedule", "guidance", "noise", "quant"},
     {"transformer", "vae", "text", "solvers", "experts", "sentinel", "conditioning"},
-    {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "video"},
-    {"pipeline", "convert", "cost", "presets", "manifest", "workflow"},
-    {"recipes"},
+    {"checkpoint", "lora", "caching", "state", "sampling", "switch", "plan", "presets", "video"},
+    {"pipeline", "convert", "cost", "manifest", "workflow"},
+    {"recipes", "queue"},
     {"cli"},
     {"__main__", "__init__"},
 )

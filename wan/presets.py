@@ -68,6 +68,8 @@ PRESETS = {
     ),
 }
 """Name -> preset; the names are the public API."""
+AS_BELOW = "as below"
+"""On a node: no preset, its other widgets decide."""
 
 
 def get_preset(name: str) -> Preset:

@@ -19,11 +19,12 @@ from ...wan.cost import (
     Weights,
     advice,
     evaluated_levels,
+    forecast_lines,
     forward_flops,
     make_forecast,
     time_block,
 )
-from ...wan.plan import RunPlan
+from ...wan.plan import RunPlan, describe
 from ...wan.shapes import LatentShape, token_grid
 from ...wan.solvers import SOLVERS
 from .model import sampling_of
@@ -76,6 +77,14 @@ def forecast_run(
     }
     odd = advice(plan, Circumstances(own=own, shape=shape, loras=loras))
     return plan.noted(*odd), forecast
+
+
+def plan_text(
+    guider: Any, sampler: Any, sigmas: Tensor, samples: Tensor, *, time_it: bool = False
+) -> str:
+    """:func:`forecast_run` in words."""
+    plan, forecast = forecast_run(guider, sampler, sigmas, samples, time_it=time_it)
+    return "\n".join([describe(plan), *forecast_lines(forecast)])
 
 
 def remember(guider: Any, samples: Tensor, seconds_per_call: float | None) -> None:

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 import pytest
+import torch
 
-from .graphs import EMPTY, ENCODE, LOADER, SAMPLER, base_graph, node
+from .graphs import EMPTY, ENCODE, LOADER, SAMPLER, base_graph, node, saved_latents
 
 pytestmark = pytest.mark.comfy
 PLAN, TEXT, CALLS, MADE, SIGMAS, GUIDER, SOLVER, RUN = (f"9{i}" for i in range(8))
@@ -139,3 +140,47 @@ def test_a_foreign_guider_is_refused_in_one_sentence(host):
     graph[GUIDER] = node("BasicGuider", model=("81", 0), conditioning=(ENCODE, 0))
     with pytest.raises(RuntimeError, match="not one of this pack; use Wan Experts Guider"):
         told(host, graph)
+
+
+def sampled(host: Any, **sampling: Any) -> dict[str, Any]:
+    """Plan (from PreviewAny) and latents of a run of the one-node sampler."""
+    graph = base_graph(**sampling)
+    graph[TEXT] = node("PreviewAny", source=(SAMPLER, 1))
+    return host.run(graph)
+
+
+def test_the_sampler_tells_what_its_run_took(host):
+    plan = sampled(host, noise_seed=next(_seed))[TEXT]["text"][0]
+    assert [part for part, _ in steps_of(plan)] == ["high noise"] * 3 + ["low noise"] * 3
+    assert calls_of(plan) == {"high noise": 6, "low noise": 6}
+    assert "told from the last run of this kind" in plan
+
+
+def test_a_preset_sets_the_numbers_and_says_so(host):
+    seed = next(_seed)
+    preset = sampled(host, noise_seed=seed, preset="lightning")
+    plan = preset[TEXT]["text"][0]
+    assert plan.startswith("4 steps, lightning grid, shift 5: 2 high noise, 2 low noise")
+    assert "note: the numbers are those of preset lightning" in plan
+    by_hand = sampled(
+        host, noise_seed=seed, steps=4, scheduler="lightning", sampler_name="euler",
+        sigma_shift=5.0, cfg_high_noise=1.0, cfg_low_noise=1.0, switch="auto",
+    )  # fmt: skip
+    assert torch.equal(saved_latents(host, preset), saved_latents(host, by_hand))
+
+
+def test_widgets_that_a_preset_replaces_are_not_checked_against_each_other(host):
+    told = sampled(host, noise_seed=next(_seed), preset="20-step", scheduler="lcm", steps=20)
+    assert told[TEXT]["text"][0].startswith("20 steps, unipc grid, shift 12: 13 high noise")
+
+
+def test_motion_has_three_phases_and_needs_its_model(host):
+    with pytest.raises(RuntimeError, match="has a phase of its own for motion; connect"):
+        sampled(host, noise_seed=next(_seed), preset="lightning-motion")
+    motion = sampled(
+        host, noise_seed=next(_seed), preset="lightning-motion", model_motion=(LOADER, 0)
+    )
+    steps = steps_of(motion[TEXT]["text"][0])
+    assert [part for part, _ in steps] == ["motion"] + ["high noise"] * 3 + ["low noise"] * 4
+    with pytest.raises(RuntimeError, match="has no phase for model_motion; disconnect it"):
+        sampled(host, noise_seed=next(_seed), preset="lightning", model_motion=(LOADER, 0))

@@ -37,8 +37,7 @@ def test_widgets_are_named_in_the_order_of_the_canvas(name: str) -> None:
         if entry["type"] in TYPED:
             wanted.append(entry["name"])
             wanted += [""] if entry.get("control_after_generate") else []
-    names = list(W.WIDGETS.get(name, ()))[: len(wanted)]
-    assert names == wanted, "say so in wan/workflow/widgets.py"
+    assert list(W.WIDGETS.get(name, ())) == wanted, "say so in wan/workflow/widgets.py"
 
 
 def canvas(*nodes: dict[str, Any], links: list[list[Any]]) -> dict[str, Any]:

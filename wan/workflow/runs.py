@@ -7,11 +7,10 @@ from typing import Any
 
 from ..config import MotionConfig
 from ..guidance import Guidance, parse_guidance
+from ..presets import AS_BELOW
 from ..switch import Switch
 from .graph import Link, Node, Workflow
 
-AS_BELOW = "as below"
-"""The value of the widget ``preset`` that leaves all to the other widgets."""
 NO_LORA = "none"
 """What Apply LoRA to Wan Experts calls no file."""
 GUIDERS = ("WanExpertsGuider", "WanExpertsStagesGuider")

@@ -21,8 +21,9 @@ WIDGETS: dict[str, tuple[str, ...]] = {
     "WanExpertsEmptyLatent": ("width", "height", "frames", "batch_size"),
     "WanExpertsSampler": (
         "noise_seed", NOT_NAMED, "steps", *_EXPERTS, "sampler_name", "scheduler", "sigma_shift",
-        *_SWITCH, *_MORE,
+        *_SWITCH, *_MORE, "preset",
     ),
+    "WanExpertsPlan": ("time_a_block",),
     "WanExpertsGuider": (*_EXPERTS, "sigma_shift", *_SWITCH, *_MORE),
     "WanExpertsSchedule": (
         "scheduler", "steps", "sigma_shift", "switch", "boundary", "switch_step", "switch_value",
