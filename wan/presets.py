@@ -48,8 +48,10 @@ _LIGHTNING = Changes(
     steps=4, shift=5.0, guidance_high=1.0, guidance_low=1.0, solver="euler", schedule="lightning"
 )
 
+OFFICIAL = "official"
+"""The preset that changes nothing of what the model wants."""
 PRESETS = {
-    "official": Preset(
+    OFFICIAL: Preset(
         told="as the authors run the model: all steps, both prompts, UniPC",
     ),
     "20-step": Preset(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from wanexperts.wan.cli import build_parser, generate
 from wanexperts.wan.config import I2V_A14B_SAMPLING, T2V_A14B, TINY, SamplingConfig
 from wanexperts.wan.experts import count_high
+from wanexperts.wan.pipeline import Request
+from wanexperts.wan.pipeline.request import make_plan
 from wanexperts.wan.presets import PRESETS, get_preset
 from wanexperts.wan.schedule import make_schedule
 
@@ -66,3 +69,27 @@ def test_only_motion_has_a_third_phase() -> None:
 def test_an_unknown_preset_is_refused_in_one_sentence() -> None:
     with pytest.raises(ValueError, match=r"unknown preset 'fast'; use one of official, 20-step"):
         get_preset("fast")
+
+
+def requested(*options: str) -> Request:
+    """What ``generate`` asks a pipeline of T2V-A14B for."""
+    given = build_parser().parse_args(["generate", "--prompt", "x", "--out", "x.mp4", *options])
+    return generate.read_request(given, T2V_A14B.sampling)
+
+
+def test_the_command_line_takes_a_preset_and_single_settings_after_it() -> None:
+    assert numbers(requested("--preset", "lightning").sampling) == (
+        4, 5.0, 0.875, 1.0, 1.0, "euler", "lightning",
+    )  # fmt: skip
+    changed = requested("--preset", "20-step", "--steps", "30", "--guidance-low", "2").sampling
+    assert (changed.steps, changed.guidance_high, changed.guidance_low) == (30, 4.0, 2.0)
+    assert requested().sampling == T2V_A14B.sampling
+
+
+def test_motion_runs_the_high_noise_expert_without_its_loras_first() -> None:
+    plan = make_plan(requested("--preset", "lightning-motion"), 16)
+    assert [(phase.expert, phase.loras) for phase in plan.phases] == [
+        ("high", 0.0), ("high", 1.0), ("low", 1.0),
+    ]  # fmt: skip
+    assert [len(plan.run.steps_of(index)) for index in range(3)] == [1, 3, 4]
+    assert [str(phase.guidance) for phase in plan.phases] == ["3.5", "1", "1"]

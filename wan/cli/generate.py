@@ -13,7 +13,8 @@ from ..config import SamplingConfig
 from ..guidance import Guidance, parse_guidance
 from ..manifest import KEY, TAG, to_json
 from ..noise import LAYOUTS
-from ..pipeline import AUTO, Keep, LoraUse, Pipeline, Plan, Request
+from ..pipeline import AUTO, Keep, LoraUse, Phase, Pipeline, Plan, Request
+from ..presets import OFFICIAL, PRESETS, get_preset
 from ..sampling import Progress
 from ..schedule import SCHEDULES
 from ..solvers import SOLVERS
@@ -70,6 +71,11 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(group: argparse._ArgumentGroup) -> None:
+    told = "; ".join(f"{name}: {preset.told}" for name, preset in PRESETS.items())
+    group.add_argument(
+        "--preset", choices=list(PRESETS),
+        help=f"settings that belong together, of which the others below still change any. {told}",
+    )  # fmt: skip
     group.add_argument("--negative", dest="negative_prompt", help="what to stay away from")
     group.add_argument("--frames", dest="num_frames", type=int, help="frame count, 4k+1")
     group.add_argument("--height", type=int, help="pixels, a multiple of 16")
@@ -186,15 +192,25 @@ def read_request(given: argparse.Namespace, defaults: SamplingConfig) -> Request
             told[name] = curve.at(1.0)
         else:
             curves[name] = curve
-    return Request(
+    preset = get_preset(given.preset or OFFICIAL)
+    request = Request(
         prompt=given.prompt,
-        sampling=replace(defaults, **told),
+        sampling=replace(preset.settings(defaults), **told),
         seed=given.seed,
         noise=given.noise,
         switch=_switch(given),
         guidance_high=curves["guidance_high"],
         guidance_low=curves["guidance_low"],
     )
+    if preset.motion is None:
+        return request
+    motion = Phase(
+        expert="high",
+        guidance=Guidance.constant(preset.motion.guidance),
+        switch=Switch("timestep", preset.motion.until),
+        loras=0.0,
+    )
+    return replace(request, phases=(motion, *request.all_phases()))
 
 
 def _switch(given: argparse.Namespace) -> Switch:
