@@ -13,13 +13,14 @@ from typing import NoReturn
 import torch
 
 from .. import __version__
-from . import convert, decode, generate, inspect, plan, recipe, verify
-from .bar import Bar
+from . import convert, decode, generate, inspect, plan, queue, recipe, verify
+from .bar import Bar, Messages
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
 COMMANDS = {
     "generate": generate,
+    "queue": queue,
     "plan": plan,
     "decode": decode,
     "recipe": recipe,
@@ -62,8 +63,9 @@ class _Interrupt:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns 0, 1 if the run failed, 2 for bad input, 130 when interrupted."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     bar, interrupt = Bar(sys.stderr), _Interrupt()
+    messages = Messages(sys.stderr, bar)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[messages])
     before = signal.signal(signal.SIGINT, interrupt)
     try:
         given = build_parser().parse_args(argv)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TextIO
 
 BAR_WIDTH = 30
+
+
+def progress_line(label: str, done: int, total: int) -> str:
+    """``done`` of ``total`` as text."""
+    filled = BAR_WIDTH * done // max(1, total)
+    return f"{label:18} [{'#' * filled:{BAR_WIDTH}}] {done}/{total}"
 
 
 class Bar:
@@ -23,9 +30,7 @@ class Bar:
         if label != self._label:
             self.close()
             self._label, self._started = label, time.monotonic()
-        filled = BAR_WIDTH * done // max(1, total)
-        seconds = time.monotonic() - self._started
-        line = f"{label:18} [{'#' * filled:{BAR_WIDTH}}] {done}/{total}  {seconds:.0f} s"
+        line = f"{progress_line(label, done, total)}  {time.monotonic() - self._started:.0f} s"
         if live:
             self._stream.write(f"\r{line:79}")
         elif done == total:
@@ -37,3 +42,17 @@ class Bar:
         if self._label and self._stream.isatty():
             self._stream.write("\n")
         self._label = ""
+
+
+class Messages(logging.StreamHandler[TextIO]):
+    """Log messages on lines of their own, between those of a bar."""
+
+    def __init__(self, stream: TextIO, bar: Bar) -> None:
+        """Write to ``stream``, on which ``bar`` draws."""
+        super().__init__(stream)
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """End the bar's line, then write."""
+        self._bar.close()
+        super().emit(record)

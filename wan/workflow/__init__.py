@@ -1,11 +1,13 @@
 """Workflows of ComfyUI, read without ComfyUI: UI files (format 0.4 and 1) and API files alike."""
 
-from .graph import Link, Node, Workflow
-from .read import parse_workflow, read_workflow
+from .graph import PRIMITIVES, Link, Node, Workflow
+from .read import parse_workflow, read_canvas, read_workflow
 from .runs import FoundRun, StageUse, find_runs
-from .widgets import WIDGETS
+from .widgets import NOT_NAMED, WIDGETS
 
 __all__ = [
+    "NOT_NAMED",
+    "PRIMITIVES",
     "WIDGETS",
     "FoundRun",
     "Link",
@@ -14,5 +16,6 @@ __all__ = [
     "Workflow",
     "find_runs",
     "parse_workflow",
+    "read_canvas",
     "read_workflow",
 ]

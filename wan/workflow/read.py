@@ -7,7 +7,7 @@ muted and bypassed nodes. The queue sees none of that, and neither does who asks
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,23 +32,35 @@ def read_workflow(path: str | Path) -> Workflow:
         OSError: the file cannot be read.
         ValueError: it is no workflow, or one that only ComfyUI can flatten; one sentence says why.
     """
-    path = Path(path)
-    if path.stat().st_size > LIMIT:
-        raise ValueError(f"{shown(path)} is too large to be a workflow; choose the JSON file")
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{shown(path)} is not JSON; save the workflow in ComfyUI and give that file"
-        ) from error
+    data = read_canvas(path)
     try:
         return parse_workflow(data)
     except ValueError as error:
         raise ValueError(f"{shown(path)}: {error}") from error
 
 
-def parse_workflow(data: Any) -> Workflow:
+def read_canvas(path: str | Path) -> Any:
+    """What is in a JSON file of ComfyUI, for :func:`parse_workflow`.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no JSON.
+    """
+    path = Path(path)
+    if path.stat().st_size > LIMIT:
+        raise ValueError(f"{shown(path)} is too large to be a workflow; choose the JSON file")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{shown(path)} is not JSON; save the workflow in ComfyUI and give that file"
+        ) from error
+
+
+def parse_workflow(data: Any, widgets: Mapping[str, Sequence[str]] = WIDGETS) -> Workflow:
     """The workflow in decoded JSON, of either format.
+
+    ``widgets`` names the values of UI files by class, see :data:`WIDGETS`.
 
     Raises:
         ValueError: see :func:`read_workflow`.
@@ -57,7 +69,7 @@ def parse_workflow(data: Any) -> Workflow:
         data = data["prompt"]
     try:
         if isinstance(data, Mapping) and isinstance(data.get("nodes"), list):
-            return _Canvas(data).workflow()
+            return _Canvas(data, widgets).workflow()
         if isinstance(data, Mapping) and data and all(_is_api_node(n) for n in data.values()):
             return Workflow({str(key): _api_node(str(key), node) for key, node in data.items()})
     except (TypeError, KeyError, AttributeError, IndexError) as error:
@@ -89,7 +101,8 @@ def _from_api(value: Any) -> Any:
 class _Canvas:
     """A UI file while it is flattened."""
 
-    def __init__(self, data: Json) -> None:
+    def __init__(self, data: Json, widgets: Mapping[str, Sequence[str]]) -> None:
+        self._widgets = widgets
         self._nodes: dict[str, Json] = {str(node["id"]): node for node in data["nodes"]}
         self._links = dict(_read_link(link) for link in data.get("links", []))
         definitions = data.get("definitions") or {}
@@ -116,7 +129,7 @@ class _Canvas:
 
     def _inputs(self, node: Json) -> dict[str, Any]:
         """Widgets by name, then links, which win."""
-        inputs = _widgets(node)
+        inputs = _named(node, self._widgets)
         for entry in node.get("inputs") or []:
             if (value := self._follow(entry.get("link"))) is not None:
                 inputs[str(entry["name"])] = value
@@ -157,10 +170,10 @@ def _through(node: Json, slot: int) -> Any:
     return next((entry.get("link") for entry in ordered if entry.get("type") == wanted), None)
 
 
-def _widgets(node: Json) -> dict[str, Any]:
+def _named(node: Json, widgets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """The widget values of a node by name, as far as its class is known."""
     values = node.get("widgets_values") or []
     if isinstance(values, Mapping):
         return dict(values)
-    names = WIDGETS.get(str(node["type"]), ())
+    names = widgets.get(str(node["type"]), ())
     return {name: value for name, value in zip(names, values, strict=False) if name != NOT_NAMED}
