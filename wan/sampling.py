@@ -76,7 +76,7 @@ def sample(  # noqa: PLR0913 - a run is these, each by its name
         ValueError: ``start`` out of range, a state without a run, or noise that is not finite.
         FloatingPointError: a step gave NaN, infinity or an impossible scale, and no rung of the
             ``watch`` helped; it names the step.
-        torch.OutOfMemoryError: memory ran out, and no rung of the ``watch`` helped.
+        torch.cuda.OutOfMemoryError: memory ran out, and no rung of the ``watch`` helped.
     """
     _check(noise, schedule, start, state)
     run = _Run(velocity, schedule, solver, watch)
@@ -135,7 +135,7 @@ class _Run:
         sigmas = self._schedule.sigmas
         try:
             x, state = self._solver(velocity, point.x, sigmas, point.step, point.state)
-        except torch.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as error:
             if not self._watch.relief:
                 raise
             return Failure(kind=MEMORY, told=f"no result for want of memory ({_first(error)})")
@@ -162,7 +162,7 @@ class _Run:
             return result[0]
         told = self._rescue(point)
         if result.kind == MEMORY:
-            raise torch.OutOfMemoryError(
+            raise torch.cuda.OutOfMemoryError(
                 f"{where} gave {result.told}; use fewer frames or a smaller size{told}"
             )
         raise FloatingPointError(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from wanexperts.tests.helpers import relative
 from wanexperts.tests.wan import killed
@@ -167,6 +168,11 @@ def test_a_finished_run_is_not_run_again_unless_asked(
     assert read == ["text", "high", "low"]
     assert torch.equal(pipeline.sample(request, keep=_keep(tmp_path, fresh=True)), first)
     assert read == ["text", "high", "low"] * 2
+    with pytest.raises(Stop):
+        pipeline.sample(request, _stop_at(1), keep=_keep(tmp_path, fresh=True))
+    seen: list[int] = []
+    pipeline.sample(request, lambda p: seen.append(p.step), keep=_keep(tmp_path))
+    assert seen == [2, 3, 4], "what was there before is forgotten, not only overlooked"
 
 
 def test_final_latents_are_on_the_disk_before_decoding_starts(
@@ -429,6 +435,24 @@ def test_a_step_without_memory_is_done_in_parts(pipeline, monkeypatch, step: int
     assert [m.rpartition(" with ")[2] for m in caplog.messages if m.startswith("step")] == [
         "memory tidied up", "the feed-forward in 16 parts",
     ]  # fmt: skip
+
+
+def test_parts_of_a_feed_forward_take_loras_that_change_later(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch
+) -> None:
+    path, name = tmp_path / "style_high_noise.safetensors", "diffusion_model.blocks.0.ffn.0"
+    up, down = torch.randn(64, 2) * 0.2, torch.randn(2, 128) * 0.2
+    save_file({f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down}, path)
+    distilled = pipeline.with_loras([LoraUse(path=path)])
+    request = _request(pipeline, phases=_three())
+    wanted = distilled.sample(request)
+
+    def fails(model: WanTransformer) -> object:
+        whole = isinstance(model.blocks[0].ffn, torch.nn.Sequential)
+        return torch.OutOfMemoryError("no room. At all.") if whole else False
+
+    _flawed(monkeypatch, 0, fails)
+    assert relative(distilled.sample(request), wanted) < 1e-5
 
 
 def test_plain_attention_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,7 @@ class Networks:
                 (lora, strength * phase.loras)
                 for lora, strength in self._weights.loras[phase.expert]
             ]
+            _set_parts(model, 1)  # patches are found by the names of the official layers
             apply_loras(model, used if phase.loras else ())
             self._strength = phase.loras
         _set_compute(model, compute)
@@ -137,11 +138,14 @@ def _set_compute(model: WanTransformer, compute: Compute) -> None:
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.attention = compute.attention
+    _set_parts(model, compute.parts)
+
+
+def _set_parts(model: WanTransformer, parts: int) -> None:
     for block in model.blocks:
         assert isinstance(block, Block)
         whole = block.ffn.whole if isinstance(block.ffn, _InParts) else block.ffn
-        # A part of its own kind, not another class: a LoRA's patches and the weights stay where they are.
-        block.ffn = whole if compute.parts == 1 else _InParts(whole, compute.parts)  # type: ignore[assignment]
+        block.ffn = whole if parts == 1 else _InParts(whole, parts)  # type: ignore[assignment]
 
 
 class _InParts(nn.Module):

@@ -52,7 +52,7 @@ class Keep:
 
     Attributes:
         store: the folder.
-        fresh: start anew, whatever is there.
+        fresh: forget what is kept of the run, and start anew.
         manifest: plain JSON that goes into the files, for people and for the clip made of them.
     """
 
@@ -189,19 +189,21 @@ class Pipeline:
             ValueError: see :meth:`plan`.
             OSError: a file is not there any more.
             FloatingPointError: a step failed in every way; it names the step and what was kept.
-            torch.OutOfMemoryError: memory ran out in every way.
+            torch.cuda.OutOfMemoryError: memory ran out in every way.
         """
         plan = self.plan(request)
         if keep is None:
             x = self._run(request, plan, None, _each(callback), rescue=None)
             return denormalize(x, detect_vae_config(self.vae))
         keys = name_run(self, request, plan)
-        done = None if keep.fresh else keep.store.latents(keys.run)
+        if keep.fresh:
+            keep.store.forget(keys)
+        done = keep.store.latents(keys.run)
         if done is not None:
             keep.store.forget_states(keys.run)
             log.warning("this run was finished before; its latents are in %s", keep.store.folder)
             return done
-        begun = None if keep.fresh else _begun(keep.store, keys, plan)
+        begun = _begun(keep.store, keys, plan)
         with Keeper(keep.store, keys, plan.schedule.steps, keep.manifest) as keeper:
             x = self._run(request, plan, begun, _each(callback, keeper), self._rescue(keeper, keep))
             latents = denormalize(x, detect_vae_config(self.vae))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,10 +81,19 @@ class Store:
 
     def forget_states(self, key: str) -> None:
         """Remove what a finished run does not need any more; leaves its latents and branches."""
-        for ending in RING:
-            for path in (self.path(key, ending), self.path(key, f"{ending}{PART}")):
+        self._remove(self.path(key, ending) for ending in RING)
+
+    def forget(self, keys: RunKeys) -> None:
+        """Remove all that :meth:`find` and :meth:`latents` would find of a run."""
+        self.forget_states(keys.run)
+        self._remove([self.path(keys.run, LATENT)])
+        self._remove(self.path(key, BRANCH) for key in keys.branches.values())
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            for each in (path, path.with_name(f"{path.name}{PART}")):
                 with suppress(OSError):
-                    path.unlink()
+                    each.unlink()
 
     def prune(self, keys: RunKeys) -> None:
         """Remove the oldest files until those of other runs than ``keys`` are within the limit."""
