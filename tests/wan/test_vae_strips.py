@@ -137,6 +137,14 @@ def test_what_is_kept_elsewhere_is_kept_elsewhere(vae, monkeypatch):
     assert len(moved) > resident
 
 
+def test_where_the_past_waits_changes_no_bit(vae):
+    latents = torch.randn(1, 16, 4, 4, 3, generator=torch.Generator().manual_seed(3))
+    for count in (1, 2, 4):
+        resident = decode(vae, latents, strips=count)
+        for offloaded in {1, count}:
+            assert torch.equal(decode(vae, latents, strips=count, offloaded=offloaded), resident)
+
+
 def test_refusals(vae):
     latents = torch.zeros(1, 16, 1, 2, 2)
     with pytest.raises(ValueError, match="strips=5 does not fit 4 rows; use 1 to 4"):

@@ -6,6 +6,8 @@ Each block has two ways: ``forward`` takes a whole clip ``(B, C, T, H, W)`` and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -14,10 +16,9 @@ from torch.nn.functional import conv2d, interpolate, rms_norm, silu
 from ..attention import sdpa
 from ..ops import Ops, cast_like, current
 from .causal import CausalCache, conv_clip, conv_frame, conv_frames
+from .slabs import Filter, conv_rows, slabs
 
 NORM_EPS = 1e-12
-SLAB_ELEMENTS = 1 << 22
-"""Elements that are normalised at a time where that takes wider temporaries: 16 MiB of float32."""
 
 
 class ChannelNorm(nn.Module):
@@ -49,10 +50,8 @@ def activate(norm: ChannelNorm, x: Tensor) -> Tensor:
     if x.dtype == torch.float32:
         return _activated(x, gamma)
     out = torch.empty_like(x)
-    rows = max(1, SLAB_ELEMENTS // (x.numel() // x.shape[2]))
-    for top in range(0, x.shape[2], rows):
-        slab = slice(top, top + rows)
-        out[:, :, slab] = _activated(x[:, :, slab], gamma)
+    for start, stop in slabs(x.shape[2], x[:, :, 0].numel(), x.device):
+        out[:, :, start:stop] = _activated(x[:, :, start:stop], gamma)
     return out
 
 
@@ -218,9 +217,19 @@ class Upsample(nn.Module):
 
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
         """One frame ``(B, dim, H, W)`` to ``(B, dim // 2, 2H, 2W)``: space alone."""
-        doubled: Tensor = interpolate(x, scale_factor=2.0, mode="nearest-exact")
-        out: Tensor = self.resample[1](doubled)
-        return out
+        conv: Any = self.resample[1]
+        height = 2 * x.shape[2]
+        bias = None if conv.bias is None else current(conv, "bias", x)
+
+        def doubled(start: int, stop: int) -> Tensor:
+            top = start // 2
+            rows: Tensor = interpolate(
+                x[:, :, top : (stop + 1) // 2], scale_factor=2.0, mode="nearest-exact"
+            )
+            return rows[:, :, start - 2 * top : stop - 2 * top]
+
+        given = Filter(current(conv, "weight", x), bias, conv.padding)
+        return conv_rows(given, doubled, height, slabs(height, 2 * x[:, :, 0].numel(), x.device))
 
 
 class Head(nn.ModuleList):

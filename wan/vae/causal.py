@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 from torch.nn.functional import conv2d
 
 from ..ops import current
+from .slabs import Filter, conv_rows, slabs
 
 Frames = tuple[Tensor, ...]
 
@@ -103,24 +104,30 @@ def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
 
     Args:
         conv: a Conv3d without temporal padding.
-        frames: ``(B, C, H, W)`` each, oldest first; used up, so that nothing but the joined one is
-            held while the convolution runs.
+        frames: ``(B, C, H, W)`` each, oldest first; used up.
 
     Returns:
         ``(B, C_out, H_out, W_out)``.
     """
-    x = frames[-1]
-    weight = current(conv, "weight", x)[:, :, -len(frames) :]
+    x, count = frames[-1], len(frames)
+    weight = current(conv, "weight", x)[:, :, -count:]
     bias = None if conv.bias is None else current(conv, "bias", x)
-    if len(frames) == 1:
+    if count == 1:
         weight = weight[:, :, 0]
     elif channels_last(x):
-        x = torch.cat(frames, dim=1)
         weight = weight.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
+        height = x.shape[2]
+        runs = slabs(height, count * x[:, :, 0].numel(), x.device)
+        if len(runs) > 1:
+            given = Filter(weight, bias, conv.padding[1:])
+            return conv_rows(
+                given, lambda a, b: cat([f[:, :, a:b] for f in frames], 1), height, runs
+            )
+        x = cat(frames, dim=1)
     else:
         x = torch.stack(frames, dim=2).flatten(1, 2)
         weight = weight.flatten(1, 2)
-    frames.clear()
+    frames.clear()  # nothing but the joined one is held while the convolution runs
     return conv2d(x, weight, bias, padding=conv.padding[1:])
 
 

@@ -18,8 +18,9 @@ from torch import nn
 from ..config import VAEConfig
 from ..ops import TorchOps
 from ..shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE
-from .blocks import SLAB_ELEMENTS, AttentionBlock, Downsample, Head, ResidualBlock, Upsample
+from .blocks import AttentionBlock, Downsample, Head, ResidualBlock, Upsample
 from .model import RGB, WanVAE
+from .slabs import WIDE_SLAB_ELEMENTS
 from .strips import WHOLE, DecodePlan, halos, split_rows
 
 PLANS = (
@@ -30,6 +31,7 @@ PLANS = (
 """Every plan that is considered, the fastest first. Frames go one at a time, so most of the memory is
 the past: strips alone save little, and much once the past of some is moved away. With all of it moved
 the part that runs whole is the widest, and more strips would not help."""
+_NORM_ELEMENTS = 1 << 22
 _KERNEL_WEIGHTS = 3
 """Copies of the largest weight a convolution may make: in another dtype, order and block layout."""
 
@@ -131,7 +133,7 @@ def _on_meta(config: VAEConfig) -> WanVAE:
 
 def _scratch(part: nn.Module, dtype: torch.dtype) -> int:
     largest = max(parameter.numel() for parameter in part.parameters())
-    slabs = 0 if dtype == torch.float32 else 2 * SLAB_ELEMENTS * torch.float32.itemsize
+    slabs = 0 if dtype == torch.float32 else 2 * _NORM_ELEMENTS * torch.float32.itemsize
     return _KERNEL_WEIGHTS * largest * dtype.itemsize + slabs
 
 
@@ -153,29 +155,32 @@ def _need(layer: nn.Module, pixels: int, offload: bool) -> _Need:
     if isinstance(layer, ResidualBlock):
         dim, out = _width(layer), _width(layer, "residual.6")
         skip = dim if dim == out else dim + out
-        working = skip + max(_joined(dim, out, offload), _joined(out, out, offload))
-        return _Need(2 * (dim + out) * pixels, working * pixels)
+        joined = (_joined(dim, out, pixels, offload), _joined(out, out, pixels, offload))
+        return _Need(2 * (dim + out) * pixels, skip * pixels + max(joined))
     dim = _width(layer)
     if isinstance(layer, Head):
-        return _Need(2 * dim * pixels, (dim + _joined(dim, RGB, offload)) * pixels)
+        return _Need(2 * dim * pixels, dim * pixels + _joined(dim, RGB, pixels, offload))
     if isinstance(layer, AttentionBlock):
         return _Need(0, 9 * dim * pixels)  # frame, norm, qkv twice, result
     if isinstance(layer, Downsample):
         return _Need(dim * pixels // 4 if layer.temporal else 0, 2 * dim * pixels)
-    return _Need(0, 7 * dim * pixels)  # frame, four times as many positions, half the channels
+    # The frame, rows of it with four times as many positions, all of those with half the channels.
+    return _Need(0, 3 * dim * pixels + min(4 * dim * pixels, WIDE_SLAB_ELEMENTS))
 
 
 def _in_time(layer: nn.Module, pixels: int, offload: bool) -> _Need:
     """Need of doubling time before the layer's own step."""
     dim = _width(layer)
-    return _Need(2 * dim * pixels, (dim + _joined(dim, 2 * dim, offload)) * pixels)
+    return _Need(2 * dim * pixels, dim * pixels + _joined(dim, 2 * dim, pixels, offload))
 
 
-def _joined(dim: int, out: int, offload: bool) -> int:
-    """Channels alive around a causal 3x3x3 convolution, beside what is held between frames."""
-    if offload:  # the past comes back as two more frames, and the present is not held elsewhere
-        return max(6 * dim, 4 * dim + out)
-    return max(4 * dim, 3 * dim + out)
+def _joined(dim: int, out: int, pixels: int, offload: bool) -> int:
+    """Elements alive around a causal 3x3x3 convolution, beside what is held between frames."""
+    # Of three frames one or, where the past comes from elsewhere, all are not held in between.
+    frames = 3 * dim if offload else dim
+    if 3 * dim * pixels > WIDE_SLAB_ELEMENTS:
+        return (frames + out) * pixels + 2 * WIDE_SLAB_ELEMENTS
+    return max(frames + 3 * dim, (4 if offload else 3) * dim + out) * pixels
 
 
 def _width(layer: nn.Module, conv: str | None = None) -> int:

@@ -179,7 +179,8 @@ class Decoder(nn.Module):
         while frames:
             x = frames.pop(0)
             if not above:
-                yield _in_strips(layers, _laid_out(x, large=True), run)
+                x = _laid_out(x, large=True)
+                yield _in_strips(layers, x, run)
                 continue
             for layer in layers:
                 x = layer.step(x, run.lower)
