@@ -37,6 +37,8 @@ def _check_prefix(prefix: str) -> None:
 
 def _check_format(format: str, crf: int) -> None:
     """Whether this format can be written here; asked of a writer that opens no file."""
+    if format not in FORMATS:  # a still, which a writer would take
+        raise ValueError(f"format={format!r} is not one of {', '.join(FORMATS)}; use one that is")
     open_writer("", Clip(width=64, height=64, fps=16), format=format, crf=crf)
 
 
@@ -159,6 +161,7 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
         """Stream the clip into its file; the file appears under its name only when it is whole."""
         latents = samples["samples"]
         check_limits(fps=fps)
+        _check_format(format, crf)
         check_clip(vae, latents)
         height, width = frame_size(vae, latents)
         manifest = {"fps": fps, "format": format, "crf": crf, "latents": list(latents.shape)}

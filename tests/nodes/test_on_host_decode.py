@@ -323,6 +323,7 @@ def test_bad_latents_are_one_sentence_and_leave_nothing(host, raw, inputs, sente
     ("inputs", "sentence"),
     [
         ({"format": "avi"}, "format='avi' is not one of h264-mp4, h265-mp4"),
+        ({"format": "png"}, "format='png' is not one of h264-mp4, h265-mp4"),
         ({"crf": 52}, "crf=52 is not within 0 to 51; use 16"),
         ({"crf": -1, "format": "h265-mp4"}, "crf=-1 is not within 0 to 51"),
     ],

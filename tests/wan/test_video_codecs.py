@@ -23,7 +23,14 @@ from wanexperts.tests.wan.clips import (
     smooth_video,
 )
 from wanexperts.wan.config import EncodingConfig
-from wanexperts.wan.video import FORMATS, MP4_FORMATS, VideoWriter, open_writer, to_frames
+from wanexperts.wan.video import (
+    FORMATS,
+    MP4_FORMATS,
+    STILL_FORMATS,
+    VideoWriter,
+    open_writer,
+    to_frames,
+)
 from wanexperts.wan.video.colour import PIXEL_FORMATS, ToPlanes
 
 CODECS = ("libx264", "libx265")
@@ -149,7 +156,8 @@ def test_named_formats_are_those_encodings(tmp_path: Path, format: str) -> None:
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"'avi' is not one of {', '.join(FORMATS)}; use one"):
+    known = ", ".join([*FORMATS, *STILL_FORMATS])
+    with pytest.raises(ValueError, match=f"'avi' is not one of {known}; use one"):
         open_writer(tmp_path / "clip.avi", CLIP, format="avi")
 
 
