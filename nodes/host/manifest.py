@@ -136,8 +136,8 @@ def write_down(run: Run) -> Manifest:
                 boundary=spec.boundary,
                 guidance=spec.guidance.points,
                 weights=weights_mark(model),
-                loras=_loras(model),
-                patches=_patches(model),
+                loras=loras_of(model),
+                patches=patches_of(model),
                 dtype=_dtype(model),
             )
             for spec, model in zip(run.plan.stages, run.models, strict=True)
@@ -150,8 +150,8 @@ def write_down(run: Run) -> Manifest:
         seed=run.seed,
         noise="",
         shape=tuple(run.result.shape),
-        attention=_attention(),
-        device=_device(first.load_device),
+        attention=attention_name(),
+        device=device_name(first.load_device),
         inputs=dict(_inputs(run)),
         texts=_texts(run.conds),
         versions={
@@ -194,7 +194,7 @@ def _bare(weight: Tensor) -> Tensor:
     return getattr(weight, "_qdata", weight).detach().as_subclass(Tensor)
 
 
-def _loras(patcher: Any) -> tuple[LoraMark, ...]:
+def loras_of(patcher: Any) -> tuple[LoraMark, ...]:
     """LoRAs of our node by their files; what other nodes patched as one hash of it all."""
     ours: dict[Mark, float] = {}
     others: list[tuple[str, Tensor]] = []
@@ -226,7 +226,7 @@ def _tensors(value: Any) -> Iterable[Tensor]:
         yield from _tensors(value.weights)
 
 
-def _patches(patcher: Any) -> tuple[str, ...]:
+def patches_of(patcher: Any) -> tuple[str, ...]:
     """Names of what else hangs on a MODEL and may change what it computes."""
     options = patcher.model_options
     inside = options.get("transformer_options", {})
@@ -259,11 +259,13 @@ def _solver(sampler: Any) -> str:
     return " ".join([name, *told])
 
 
-def _attention() -> str:
+def attention_name() -> str:
+    """ComfyUI's attention backend."""
     return comfy.ldm.modules.attention.optimized_attention.__name__.removeprefix("attention_")
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """A device as a person knows it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 

@@ -270,7 +270,8 @@ def test_another_low_stage_goes_on_from_the_high_one(
 
 def test_branch_points_are_where_stages_change(pipeline: Pipeline) -> None:
     def points(**changed: object) -> list[int]:
-        return branch_points(make_plan(_request(pipeline, **changed), 16))
+        plan = make_plan(_request(pipeline, **changed), 16)
+        return branch_points(plan.run, plan.solver)
 
     assert points(switch=Switch("step", 3)) == [3]
     assert points(switch=Switch("step", 3), solver="heun") == [2]

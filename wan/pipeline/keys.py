@@ -9,6 +9,7 @@ import torch
 
 from .. import __version__
 from ..checkpoint import Checkpoint
+from ..plan import RunPlan
 from ..solvers import evaluated
 from ..state import RunKeys, run_key
 from .request import Plan, Request
@@ -58,19 +59,15 @@ def name_run(pipeline: Pipeline, request: Request, plan: Plan) -> RunKeys:
             )
         return run_key({**common, "until": until, "phases": phases})
 
-    return RunKeys(
-        run=name(plan.schedule.steps), branches={step: name(step) for step in branch_points(plan)}
-    )
+    branches = branch_points(plan.run, plan.solver)
+    return RunKeys(run=name(plan.schedule.steps), branches={step: name(step) for step in branches})
 
 
-def branch_points(plan: Plan) -> list[int]:
-    """Steps done when a phase has run its last step and no later one was evaluated."""
-    steps = range(plan.schedule.steps)
+def branch_points(run: RunPlan, solver: str) -> list[int]:
+    """Steps done when a stage has run its last step and no later one was evaluated."""
+    steps, sigmas = range(run.schedule.steps), run.schedule.sigmas
     latest = [
-        max(
-            plan.run.stage_of(level) for level in evaluated(plan.solver, plan.schedule.sigmas, step)
-        )
-        for step in steps
+        max(run.stage_of(level) for level in evaluated(solver, sigmas, step)) for step in steps
     ]
     return [step for step in steps[1:] if latest[step] > latest[step - 1]]
 
