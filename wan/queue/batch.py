@@ -76,7 +76,7 @@ def run_batch(
 
     Raises:
         KeyboardInterrupt: what was queued is cancelled.
-        ValueError: a server refused the first prompt, or all are unusable.
+        ValueError: servers refuse all prompts, or none is usable.
         OSError: no server answers any more, or results cannot be written.
     """
     pool = Pool(
@@ -102,4 +102,6 @@ def run_batch(
             thread.join(FAREWELL)
     if pool.error is not None:
         raise pool.error
+    if pool.refused:
+        raise ValueError(pool.refused)
     return pool

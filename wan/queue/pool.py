@@ -27,7 +27,6 @@ class Pool:
         self._refusals: dict[Job, dict[str, str]] = {}
         self._losses: dict[Job, int] = {}
         self._seen = time.monotonic()
-        self._accepted = False
         self._stopped = self._left == 0
         self.done: list[Job] = []
         self.failed: dict[Job, str] = {}
@@ -42,6 +41,14 @@ class Pool:
     def silence(self) -> float:
         """Seconds since any server answered."""
         return time.monotonic() - self._seen
+
+    @property
+    def refused(self) -> str:
+        """Why servers refuse every prompt there is, by the first; empty if some had another fate."""
+        if not self.jobs or not self._refusals.keys() >= set(self.jobs) == self.failed.keys():
+            return ""
+        job = self.jobs[0]
+        return f"{job.name}: {self.failed[job]}"
 
     def heard(self) -> None:
         """A server has answered."""
@@ -62,10 +69,6 @@ class Pool:
                 self._owner[job] = server
             return job
 
-    def accept(self) -> None:
-        """A server has taken a prompt into its queue."""
-        self._accepted = True
-
     def give_back(self, job: Job) -> None:
         """Its server is away: others may have it, before what waits."""
         with self._change:
@@ -83,16 +86,14 @@ class Pool:
         return self._losses.get(job, 0) >= LOSSES
 
     def refuse(self, job: Job, server: str, why: str) -> None:
-        """``server`` does not want it; it fails when none does, and with it all if none ever took one."""
+        """``server`` does not want it; it fails when none does."""
         with self._change:
             self._refusals.setdefault(job, {})[server] = why
             everywhere = self._servers <= self._told(job).keys()
-        if not everywhere:
-            self.give_back(job)
-        elif self._accepted:
+        if everywhere:
             self.fail(job, why)
         else:
-            self.stop(ValueError(why))
+            self.give_back(job)
 
     def leave(self, server: str, why: Exception) -> None:
         """``server`` cannot be used at all; without another all stops for this reason."""

@@ -20,6 +20,8 @@ from .server import Ended, Missing, Refused, Server, Unavailable
 from .websocket import WebSocket
 
 ENDINGS = ("execution_success", "execution_error", "execution_interrupted")
+SOON = 0.05
+"""Seconds in which a server writes down what it told has ended."""
 GOODBYE = 5.0
 """Seconds a server has to hear that its prompts are cancelled."""
 
@@ -65,6 +67,7 @@ class _Run:
     job: Job
     prompt: str
     submitted: bool = False
+    ending: bool = False
     ended: Ended | None = None
 
 
@@ -169,11 +172,10 @@ class Worker:
             self._server.submit(graph, run.prompt, self._client, canvas)
         except Refused as error:
             self._runs.remove(run)
-            self._pool.refuse(run.job, self._name, f"{run.job.name}: {error}")
+            self._pool.refuse(run.job, self._name, str(error))
             return
         run.submitted = True
         self._pool.heard()
-        self._pool.accept()
 
     def _look(self, run: _Run) -> None:
         """Learn whether a prompt is over. The queue first: what leaves it is in the history by then."""
@@ -187,7 +189,7 @@ class Worker:
             return
         if run.submitted:
             self._pool.lose(run.job)
-            run.submitted = False
+            run.submitted = run.ending = False
         self._submit(run)
 
     def _fetch(self, run: _Run) -> None:
@@ -207,6 +209,9 @@ class Worker:
 
     def _listen(self, run: _Run) -> None:
         """Wait until the server tells of an end, or until it is time to look."""
+        if run.ending:  # it is told before it is written down
+            self._pool.wait(SOON)
+            return
         end = time.monotonic() + self._pace.heartbeat
         if self._socket is None:
             if not self._hear():
@@ -219,6 +224,7 @@ class Worker:
                 self._deaf()
                 return
             if isinstance(message, str) and self._over(run, message):
+                run.ending = True
                 return
 
     def _hear(self) -> bool:
