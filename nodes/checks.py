@@ -10,13 +10,23 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from comfy_api.latest import io
+
+from .host import compat
+
+RARE = compat.accepted(io.Float.Input, {"advanced": True})
+"""Options of an input that few people change: folded away by a ComfyUI that can."""
+
 
 class Limits(NamedTuple):
-    """Smallest and largest legal value and the widget's step (None: the frontend's own)."""
+    """Smallest and largest legal value, the widget's step (None: the frontend's own), and whether
+    few people change it.
+    """
 
     low: float
     high: float
     step: float | None = None
+    rare: bool = False
 
 
 ALLOW_MISMATCH = (
@@ -34,11 +44,11 @@ LIMITS = {
     "cfg_high_noise": Limits(0.0, 100.0, 0.1),
     "cfg_low_noise": Limits(0.0, 100.0, 0.1),
     "sigma_shift": Limits(0.01, 100.0, 0.01),
-    "boundary": Limits(0.0, 1.0, 0.001),
-    "switch_step": Limits(0, 1000),
-    "switch_value": Limits(0.0, 1000.0, 0.0001),
-    "cfg_motion": Limits(0.0, 100.0, 0.1),
-    "motion_until": Limits(0.0, 1000.0, 0.1),
+    "boundary": Limits(0.0, 1.0, 0.001, rare=True),
+    "switch_step": Limits(0, 1000, rare=True),
+    "switch_value": Limits(0.0, 1000.0, 0.0001, rare=True),
+    "cfg_motion": Limits(0.0, 100.0, 0.1, rare=True),
+    "motion_until": Limits(0.0, 1000.0, 0.1, rare=True),
     "cfg": Limits(0.0, 100.0, 0.1),
     "until_value": Limits(0.0, 1000.0, 0.0001),
     "strength_high_noise": Limits(-100.0, 100.0, 0.01),
@@ -48,15 +58,16 @@ LIMITS = {
 
 
 def widget(name: str) -> dict[str, Any]:
-    """``min``, ``max`` and ``step`` of the widget ``name``."""
+    """``min``, ``max`` and ``step`` of the widget ``name``, and whether it is folded away."""
     limits = LIMITS[name]
-    return {"min": limits.low, "max": limits.high, "step": limits.step}
+    numbers = {"min": limits.low, "max": limits.high, "step": limits.step}
+    return numbers | (RARE if limits.rare else {})
 
 
 def check_limits(**given: float) -> None:
     """Raise ValueError for the first value outside the limits of its widget."""
     for name, value in given.items():
-        low, high, _ = LIMITS[name]
+        low, high, *_ = LIMITS[name]
         if not (math.isfinite(value) and low <= value <= high):
             raise ValueError(f"{name}={value} is not within {low:g} to {high:g}; use one that is")
 
