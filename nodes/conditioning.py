@@ -36,22 +36,24 @@ class WanExpertsTextEncode(io.ComfyNode):
             category=CATEGORY,
             description="Encodes both prompts. English and Chinese work equally; parentheses are "
             "plain text when the CLIP comes from Load Wan Text Encoder.",
-            search_aliases=["wan", "prompt", "clip text encode"],
+            search_aliases=["wan", "prompt", "clip text encode", "万相"],
             inputs=[
-                io.Clip.Input("clip", tooltip="Text encoder of the experts' family."),
+                io.Clip.Input("clip", tooltip="umT5 text encoder of the experts' family."),
                 io.String.Input(
                     "positive",
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="What the clip shows. 512 tokens are read, the rest is cut.",
+                    tooltip="What the clip shows: subject, what it does, place, light, camera. Long prompts do "
+                    "better than short ones; 512 tokens are read, the rest is cut.",
                 ),
                 io.String.Input(
                     "negative",
                     multiline=True,
                     dynamic_prompts=True,
                     default=DEFAULTS.negative_prompt,
-                    tooltip="What to stay away from; empty stands for the official one.",
+                    tooltip="What to stay away from; empty stands for the official one, which is "
+                    "Chinese. An expert whose cfg is 1 does not read it.",
                 ),
             ],
             outputs=[
@@ -87,27 +89,31 @@ class WanExpertsEmptyLatent(io.ComfyNode):
             node_id="WanExpertsEmptyLatent",
             display_name="Empty Wan Latent Video",
             category=CATEGORY,
-            description="An empty clip. Sizes are multiples of 16, the frame count is 4k+1.",
-            search_aliases=["wan", "empty latent", "resolution", "frames"],
+            description="An empty clip of a size and length that the model can make. With 1 frame it is a "
+            "still, for text-to-image.",
+            search_aliases=["wan", "empty latent", "resolution", "frames", "length", "万相"],
             inputs=[
                 io.Int.Input(
                     "width", default=DEFAULTS.width, **widget("width"),
-                    tooltip="Width in pixels, a multiple of 16.",
+                    tooltip="Width in pixels, a multiple of 16: the VAE shrinks by 8 and the network reads "
+                    "squares of 2. Official sizes: 1280x720 and 832x480.",
                 ),
                 io.Int.Input(
                     "height", default=DEFAULTS.height, **widget("height"),
-                    tooltip="Height in pixels, a multiple of 16.",
+                    tooltip="Height in pixels, a multiple of 16, as for width.",
                 ),
                 io.Int.Input(
                     "frames", default=DEFAULTS.num_frames, **widget("frames"),
-                    tooltip="Number of frames, 4k+1. 81 frames at 16 per second are five seconds.",
+                    tooltip="Number of frames, 4k+1, since the VAE takes the first frame alone and then four at "
+                    "a time. 81 at 16 per second are five seconds, the length the model was trained on; "
+                    "longer clips tend to repeat themselves.",
                 ),
                 io.Int.Input(
                     "batch_size", default=1, **widget("batch_size"),
-                    tooltip="Clips made at once, each from its own noise.",
+                    tooltip="Clips made at once, each from its own noise. Time and memory grow with it.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For latent_image.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For latent_image of a sampler.")],
         )  # fmt: skip
 
     @classmethod

@@ -19,7 +19,7 @@ from ..wan.video import (
     check_latents,
     open_writer,
 )
-from .checks import check_limits, problem, widget
+from .checks import RARE, check_limits, problem, widget
 from .host import compat
 from .host.files import output_slot
 from .host.frames import check_clip, decoded_frames, frame_size, preview, sound, video_of
@@ -55,7 +55,7 @@ class WanExpertsDecode(io.ComfyNode):
             description="Decodes latents to frames as images. One latent frame (Empty Wan Latent "
             "Video with 1 frame) gives one still, for text-to-image with Save Image. For long clips "
             "use Decode Wan Latents to Video, which never holds all frames in memory.",
-            search_aliases=["wan", "vae decode"],
+            search_aliases=["wan", "vae decode", "万相"],
             inputs=[
                 io.Vae.Input("vae", tooltip="VAE of the experts' family."),
                 io.Latent.Input("samples", tooltip="Latents from a sampler."),
@@ -86,7 +86,7 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
             "output folder. With Load Wan VAE memory does not grow with the clip's length. The file "
             "carries the workflow. If the run is interrupted the finished part is kept beside it, "
             "named _partial. One latent frame gives a file of one frame.",
-            search_aliases=["wan", "vae decode", "save video", "mp4", "png sequence"],
+            search_aliases=["wan", "vae decode", "save video", "mp4", "png sequence", "万相"],
             inputs=[
                 io.Vae.Input("vae", tooltip="VAE of the experts' family."),
                 io.Latent.Input("samples", tooltip="Latents of one clip from a sampler."),
@@ -94,7 +94,8 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
                     "fps",
                     default=float(T2V_A14B.sampling.fps),
                     **widget("fps"),
-                    tooltip="Frames per second. Wan2.2 14B was trained at 16.",
+                    tooltip="Frames per second, 0.1 to 1000. Wan2.2 14B was trained at 16: other values play the "
+                    "same frames faster or slower.",
                 ),
                 io.String.Input(
                     "filename_prefix",
@@ -118,7 +119,7 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
                     optional=True,
                     tooltip="Quality of an mp4: 1 best and largest, 51 worst; 0 stores H.264 without loss, "
                     "which many players cannot show. PNG files ignore it.",
-                    **compat.accepted(io.Int.Input, {"advanced": True}),
+                    **RARE,
                 ),
                 io.Audio.Input(
                     "audio",

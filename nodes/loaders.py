@@ -7,7 +7,7 @@ import logging
 from comfy_api.latest import io
 
 from ..wan.checkpoint import detect_transformer_config, family_defaults, format_card
-from .checks import ALLOW_MISMATCH, problem
+from .checks import ALLOW_MISMATCH, RARE, problem
 from .host import compat, files, parts
 
 log = logging.getLogger(__name__)
@@ -41,27 +41,45 @@ class WanExpertsLoader(io.ComfyNode):
             display_name="Load Wan Experts",
             category=CATEGORY,
             description="Loads the high-noise and the low-noise expert of Wan2.2 text-to-video and "
-            "refuses a pair that does not belong together or is swapped.",
-            search_aliases=["wan", "wan2.2", "unet loader", "diffusion model", "moe"],
+            "refuses a pair that does not belong together or is swapped. The header of a file says how "
+            "it is stored (fp16, fp8, int8, GGUF ...), so there is nothing to choose.",
+            search_aliases=[
+                "wan",
+                "wan2.2",
+                "t2v",
+                "unet loader",
+                "diffusion model",
+                "moe",
+                "万相",
+            ],
             inputs=[
                 io.Combo.Input(
                     "model_high_noise",
                     options=names,
-                    tooltip="File (or folder of shards) of the expert for the noisy first steps.",
+                    tooltip="File (or folder of shards) of the expert for the noisy first steps, which settle "
+                    "layout and motion.",
                 ),
                 io.Combo.Input(
                     "model_low_noise",
                     options=names,
-                    tooltip="File (or folder of shards) of the expert for the last steps.",
+                    tooltip="File (or folder of shards) of the expert for the last steps, which bring detail.",
                 ),
                 io.Boolean.Input(
-                    "allow_mismatch", default=False, optional=True, tooltip=ALLOW_MISMATCH
+                    "allow_mismatch", default=False, optional=True, tooltip=ALLOW_MISMATCH, **RARE
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model_high_noise", tooltip="High-noise expert."),
-                io.Model.Output(display_name="model_low_noise", tooltip="Low-noise expert."),
-                io.String.Output(display_name="report", tooltip="What was found in the files."),
+                io.Model.Output(
+                    display_name="model_high_noise", tooltip="High-noise expert, for any sampler."
+                ),
+                io.Model.Output(
+                    display_name="model_low_noise", tooltip="Low-noise expert, for any sampler."
+                ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="What was found in the files: sizes, how they are stored and will run, "
+                    "the settings the model was made for, and what looks odd.",
+                ),
             ],
         )
 
@@ -104,17 +122,22 @@ class WanExpertsTextEncoderLoader(io.ComfyNode):
             node_id="WanExpertsTextEncoderLoader",
             display_name="Load Wan Text Encoder (umT5)",
             category=CATEGORY,
-            description="Loads an umT5 encoder with the official prompt cleaning and length. The "
-            "tokenizer is read from the file, or from spiece.model beside it.",
-            search_aliases=["wan", "umt5", "t5", "clip loader"],
+            description="Loads an umT5 encoder with the official prompt cleaning and length (512 tokens). "
+            "The tokenizer is read from the file, or from spiece.model beside it.",
+            search_aliases=["wan", "umt5", "t5", "clip loader", "万相"],
             inputs=[
                 io.Combo.Input(
                     "text_encoder",
                     options=files.list_files(files.TEXT_ENCODERS),
-                    tooltip="umT5 file of the same family as the experts.",
+                    tooltip="umT5 file of the same family as the experts, for example "
+                    "umt5_xxl_fp16.safetensors.",
                 )
             ],
-            outputs=[io.Clip.Output(display_name="clip", tooltip="For any text encode node.")],
+            outputs=[
+                io.Clip.Output(
+                    display_name="clip", tooltip="For Encode Wan Prompt or any text encode node."
+                )
+            ],
         )
 
     @classmethod
@@ -146,7 +169,7 @@ class WanExpertsVAELoader(io.ComfyNode):
             description="Loads the Wan2.1 video VAE (also the one of Wan2.2 14B). It decodes frame by "
             "frame, so memory does not grow with the clip's length. A tiny decoder (taew2_1, "
             "lighttaew2_1; also in models/vae_approx) gives quick drafts and cannot encode.",
-            search_aliases=["wan", "vae loader", "taew2_1", "taehv"],
+            search_aliases=["wan", "vae loader", "taew2_1", "taehv", "万相"],
             inputs=[
                 io.Combo.Input(
                     "vae",

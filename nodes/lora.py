@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..wan.files import shown
 from ..wan.keys.roles import HIGH, LOW
 from ..wan.lora import Resolved, coverage, scaling
-from .checks import ALLOW_MISMATCH, check_limits, problem, widget
+from .checks import ALLOW_MISMATCH, RARE, check_limits, problem, widget
 from .host import compat, files, lora
 from .host.lora_files import AUTO, EXPERTS, NONE, Choice, choose
 
@@ -37,8 +37,8 @@ def _strength(expert: str) -> Any:
     name = f"strength_{expert}_noise"
     return io.Float.Input(
         name, default=1.0, **widget(name),
-        tooltip=f"How much of the LoRA the {expert}-noise expert gets; 1 is what it was trained for, "
-        "0 leaves the expert as it is.",
+        tooltip=f"How much of the LoRA the {expert}-noise expert gets, -100 to 100; 1 is what it was "
+        "trained for, 0 leaves the expert as it is, below 0 does the opposite.",
     )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ class WanExpertsLora(io.ComfyNode):
             description="Applies a LoRA to both experts: a pair of files, one file for both, or one for "
             "one of them. Finds the partner, refuses swapped files and says what was used. Chain "
             "several for several LoRAs.",
-            search_aliases=["wan", "lora", "lora loader", "lightning", "lightx2v", "lokr", "dora"],
+            search_aliases=["wan", "lora loader", "lightning", "lightx2v", "lokr", "dora", "万相"],
             inputs=[
                 io.Model.Input("model_high_noise", tooltip="High-noise expert; any Wan MODEL."),
                 io.Model.Input("model_low_noise", tooltip="Low-noise expert; any Wan MODEL."),
@@ -65,14 +65,20 @@ class WanExpertsLora(io.ComfyNode):
                 _strength("high"),
                 _strength("low"),
                 io.Boolean.Input(
-                    "strict", default=False,
+                    "strict", default=False, **RARE,
                     tooltip="Stop if anything in a file is not used, instead of saying so.",
                 ),
-                io.Boolean.Input("allow_mismatch", default=False, tooltip=ALLOW_MISMATCH),
+                io.Boolean.Input(
+                    "allow_mismatch", default=False, tooltip=ALLOW_MISMATCH, **RARE
+                ),
             ],
             outputs=[
-                io.Model.Output(display_name="model_high_noise", tooltip="High-noise expert."),
-                io.Model.Output(display_name="model_low_noise", tooltip="Low-noise expert."),
+                io.Model.Output(
+                    display_name="model_high_noise", tooltip="High-noise expert with its LoRA."
+                ),
+                io.Model.Output(
+                    display_name="model_low_noise", tooltip="Low-noise expert with its LoRA."
+                ),
                 io.String.Output(
                     display_name="report", tooltip="What of the files acts on which expert, and how much."
                 ),
