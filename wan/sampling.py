@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .schedule import Schedule, Velocity
-from .sentinel import FINE, MEMORY, PLAIN, Failure, Rung, Verdict, Watch, check
+from .sentinel import FINE, PLAIN, Failure, Rung, Verdict, Watch, check, out_of_memory
 from .solvers import START, Solver, SolverState
 
 
@@ -138,7 +138,7 @@ class _Run:
         except torch.cuda.OutOfMemoryError as error:
             if not self._watch.relief:
                 raise
-            return Failure(kind=MEMORY, told=f"no result for want of memory ({_first(error)})")
+            return out_of_memory(error)
         verdict = check(state.history[-1], sigmas[point.step + 1].item(), x=x)
         after = _Point(step=point.step + 1, x=x, state=state)
         return _Step(before=point, after=after, verdict=verdict)
@@ -160,23 +160,14 @@ class _Run:
         result = self._watch.again(failure, attempt, where)
         if not isinstance(result, Failure):
             return result[0]
-        told = self._rescue(point)
-        if result.kind == MEMORY:
-            raise torch.cuda.OutOfMemoryError(
-                f"{where} gave {result.told}; use fewer frames or a smaller size{told}"
-            )
-        raise FloatingPointError(
-            f"{where} gave {result.told}; "
-            f"use a wider compute dtype (bfloat16 instead of float16) or check the weights{told}"
-        )
+        raise result.ending(where, self._rescue(point))
 
     def _rescue(self, point: _Point) -> str:
-        """Let the watch keep what good steps made; the end of an error's sentence that says where."""
+        """Let the watch keep what good steps made; what it says of that."""
         if self._watch.rescue is None:
             return ""
         denoised = point.state.history[-1] if point.state.history else None
-        told = self._watch.rescue(point.step, point.x, denoised)
-        return f"; {told}" if told else ""
+        return self._watch.rescue(point.step, point.x, denoised)
 
     def progress(self, step: _Step) -> Progress:
         """What the callback is told of ``step``."""
@@ -190,11 +181,6 @@ class _Run:
             state=done.state,
             verdict=step.verdict,
         )
-
-
-def _first(error: Exception) -> str:
-    """The first sentence of an error that has many."""
-    return str(error).partition(". ")[0].partition("\n")[0]
 
 
 def _check(noise: Tensor, schedule: Schedule, start: int, state: SolverState) -> None:

@@ -45,6 +45,22 @@ class Failure:
     kind: str
     told: str
 
+    def ending(self, where: str, kept: str = "") -> Exception:
+        """The error that ends a run at ``where`` if nothing helped; ``kept`` says what was saved."""
+        told = f"{where} gave {self.told}; "
+        end = f"; {kept}" if kept else ""
+        if self.kind == MEMORY:
+            return torch.cuda.OutOfMemoryError(f"{told}use fewer frames or a smaller size{end}")
+        return FloatingPointError(
+            f"{told}use a wider compute dtype (bfloat16 instead of float16) or check the weights{end}"
+        )
+
+
+def out_of_memory(error: torch.cuda.OutOfMemoryError) -> Failure:
+    """The failure that an error of the device is; its first sentence tells enough."""
+    first = str(error).partition(". ")[0].partition("\n")[0]
+    return Failure(kind=MEMORY, told=f"no result for want of memory ({first})")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Verdict:
