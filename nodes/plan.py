@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..wan.cost import forecast_lines
 from ..wan.plan import describe
+from .checks import RARE
 from .host import compat
 from .host.forecast import forecast_run
 from .host.latent import fit_latent
@@ -27,7 +28,7 @@ class WanExpertsPlan(io.ComfyNode):
             category=CATEGORY,
             description="What a run will do and take: which step runs on which expert at which noise "
             "level, calls of the network, time, memory, disk, and what looks odd. Loads nothing.",
-            search_aliases=["wan", "forecast", "estimate", "eta", "vram", "steps"],
+            search_aliases=["wan", "forecast", "estimate", "eta", "vram", "万相"],
             is_output_node=True,
             inputs=[
                 io.Guider.Input(
@@ -37,16 +38,19 @@ class WanExpertsPlan(io.ComfyNode):
                 io.Latent.Input("latent", tooltip="Of the run: its size and length decide."),
                 io.Sampler.Input(
                     "sampler", optional=True,
-                    tooltip="Of the run; without one, one call of the network a step is assumed.",
+                    tooltip="Of the run: heun calls the network twice a step. Without one, one call a step "
+                    "is assumed.",
                 ),
                 io.Boolean.Input(
-                    "time_a_block", default=False, optional=True,
+                    "time_a_block", default=False, optional=True, **RARE,
                     tooltip="Foretell seconds before the first run of a kind: times one block of random "
                     "weights on the device, which takes a second or two of a GPU.",
                 ),
             ],
             outputs=[
-                io.String.Output(display_name="plan", tooltip="The plan as text."),
+                io.String.Output(
+                    display_name="plan", tooltip="The plan as text: steps, seconds, GiB, odd things."
+                ),
                 io.Image.Output(display_name="plot", tooltip="The plan as a picture."),
             ],
         )  # fmt: skip

@@ -37,7 +37,7 @@ class WanExpertsRecipe(io.ComfyNode):
             "guidance, each number to the expert it is for: the official command line, a diffusers "
             "call, a LightX2V configuration, or a graph with two chained KSampler (Advanced). Nothing "
             "that is pasted is run. The notes say what cannot match.",
-            search_aliases=["wan", "diffusers", "lightx2v", "generate.py", "ksampler advanced", "import"],
+            search_aliases=["wan", "diffusers", "lightx2v", "generate.py", "ksampler advanced", "万相"],
             inputs=[
                 io.String.Input(
                     "recipe", default="", multiline=True,
@@ -46,8 +46,8 @@ class WanExpertsRecipe(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Sigmas.Output(display_name="sigmas", tooltip="For SamplerCustomAdvanced."),
-                io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced."),
+                io.Sigmas.Output(display_name="sigmas", tooltip="Noise levels, for SamplerCustomAdvanced."),
+                io.Sampler.Output(display_name="sampler", tooltip="Solver, for SamplerCustomAdvanced."),
                 io.Int.Output(display_name="steps", tooltip="Steps of both experts together."),
                 io.Int.Output(
                     display_name="switch_step", tooltip="Steps of the high-noise expert: switch = step."
@@ -60,7 +60,7 @@ class WanExpertsRecipe(io.ComfyNode):
                 ),
                 io.Float.Output(display_name="sigma_shift", tooltip="The shift behind the sigmas."),
                 io.Float.Output(
-                    display_name="boundary", tooltip="Lowest noise level of the high-noise expert."
+                    display_name="boundary", tooltip="Lowest noise level of the high-noise expert, 0 to 1."
                 ),
                 io.Int.Output(display_name="seed", tooltip="Seed of the noise; 0 if it is not told."),
                 io.String.Output(

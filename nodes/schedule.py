@@ -87,7 +87,7 @@ class WanExpertsSchedule(io.ComfyNode):
             description="Noise levels for SamplerCustomAdvanced: the official grids of Wan, those of "
             "distilled models, a list of your own, or any scheduler of ComfyUI; with the step at "
             "which the experts change and a picture.",
-            search_aliases=["wan", "scheduler", "sigmas", "shift", "lightning", "basic scheduler"],
+            search_aliases=["wan", "scheduler", "shift", "lightning", "basic scheduler", "万相"],
             inputs=[
                 io.Combo.Input(
                     "scheduler", options=scheduler_choices(), default=DEFAULTS.schedule,
@@ -97,13 +97,14 @@ class WanExpertsSchedule(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "steps", default=DEFAULTS.steps, **widget("steps"),
-                    tooltip="Steps of both experts together; 4 for lightning, 3 for lcm; a list has "
+                    tooltip="Steps of both experts together, 1 to 1000. lightning needs 4, lcm 3; a list has "
                     "as many as it has timesteps.",
                 ),
                 io.Float.Input(
                     "sigma_shift", default=DEFAULTS.shift, **widget("sigma_shift"),
-                    tooltip="How long the run stays at high noise: 12 is official for Wan2.2 14B text "
-                    "to video, 5 for Lightning. It does not act on lcm and list.",
+                    tooltip="How long the run stays at high noise, where layout and motion are settled: 12 "
+                    "is official for Wan2.2 14B text to video, 5 for Lightning, 1 bends nothing. It "
+                    "does not act on lcm and list.",
                 ),
                 io.Combo.Input(
                     "switch", options=SWITCHES, default="auto",
@@ -113,7 +114,7 @@ class WanExpertsSchedule(io.ComfyNode):
                 io.Float.Input(
                     "boundary", default=DEFAULTS.boundary, **widget("boundary"),
                     tooltip="Only for switch = boundary: the lowest noise level of the high-noise "
-                    "expert.",
+                    "expert, 0 to 1. Official: 0.875.",
                 ),
                 io.Int.Input(
                     "switch_step", default=_default_step(), **widget("switch_step"),
@@ -121,8 +122,8 @@ class WanExpertsSchedule(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "switch_value", default=1000 * DEFAULTS.boundary, **widget("switch_value"),
-                    tooltip="Only for switch = snr (a ratio: 0.0204 is boundary 0.875), timestep (0 to "
-                    "1000) or fraction (0 to 1 of the steps).",
+                    tooltip="Only for switch = snr (((1 - sigma) / sigma)^2, a ratio: 0.0204 is boundary "
+                    "0.875), timestep (0 to 1000) or fraction (0 to 1 of the steps).",
                 ),
                 io.String.Input(
                     "timesteps", default="1000, 750, 500, 250", multiline=True,
@@ -131,7 +132,7 @@ class WanExpertsSchedule(io.ComfyNode):
                 ),
                 io.Model.Input(
                     "model", optional=True,
-                    tooltip="Any of the experts, for the boundary that auto takes.",
+                    tooltip="Any of the experts, for the boundary that auto takes. Nothing is loaded.",
                 ),
             ],
             outputs=[
@@ -146,7 +147,9 @@ class WanExpertsSchedule(io.ComfyNode):
                     tooltip="Steps of the high-noise expert: for switch = step, SplitSigmas or "
                     "KSampler (Advanced).",
                 ),
-                io.Image.Output(display_name="plot", tooltip="The noise levels in colours."),
+                io.Image.Output(
+                    display_name="plot", tooltip="The noise levels in the colours of the experts."
+                ),
                 io.String.Output(
                     display_name="summary", tooltip="The switch in all forms, sigmas, timesteps."
                 ),
@@ -239,7 +242,7 @@ class WanExpertsSolver(io.ComfyNode):
             category=CATEGORY,
             description="Solvers of flow matching for SamplerCustomAdvanced, with our guiders or any "
             "other: the official ones of Wan, Euler, Heun, and LCM for distilled models.",
-            search_aliases=["wan", "sampler", "unipc", "dpm++", "ksampler select"],
+            search_aliases=["wan", "sampler", "unipc", "dpm++", "ksampler select", "万相"],
             inputs=[
                 io.Combo.Input(
                     "sampler_name", options=list(SOLVERS), default=DEFAULTS.solver,

@@ -28,7 +28,7 @@ class WanExpertsVerify(io.ComfyNode):
             description="Compares the run that made some latents, or a second file, with the run that is "
             "written in a file, and names what differs: weights, LoRAs, noise levels, seed, versions ... "
             "and whether it can change the picture.",
-            search_aliases=["wan", "reproduce", "compare", "manifest", "metadata"],
+            search_aliases=["wan", "reproduce", "compare", "manifest", "metadata", "万相"],
             inputs=[
                 io.String.Input(
                     "file", default="",
