@@ -18,7 +18,7 @@ from .memory import step_bytes, text_bytes
 from .timing import Measurement
 
 RING = 2
-"""State files on disk at a time: the latest, and the one before until the latest is whole."""
+"""State files that are written in turn; one more is kept at each change of stages."""
 FILE_BITS = 0.5
 """Bits per pixel of an H.264 file at the default rate factor; busy clips take several times that."""
 
@@ -169,7 +169,7 @@ def make_forecast(
         measured=measured,
         phases=_phases(networks, step.peak, height, width, batch * prod(shape) * 4),
         mapped=sum(weights.nbytes for weights in networks.all),
-        state=RING * step.state,
+        state=(RING + len([stage for stage in stages if stage.steps]) - 1) * step.state,
         latents=batch * prod(shape) * 4,
         file=int(frames * height * width * FILE_BITS / 8),
     )
