@@ -72,15 +72,23 @@ class Catalog:
         kinds = dict.fromkeys(node.kind for node in workflow.nodes.values())
         return [kind for kind in kinds if kind not in self]
 
-    def completed(self, node: Node) -> dict[str, Any]:
-        """Inputs of ``node``, with defaults for required widgets that came after the file was saved."""
+    def completed(self, node: Node) -> Node:
+        """``node`` with the title the canvas shows, and with defaults for required widgets that came
+        after the file was saved.
+        """
         widgets = self.widgets(node.kind).values()
         added = {
             widget.name: widget.default
             for widget in widgets
             if widget.required and widget.default is not None
         }
-        return {**{k: v for k, v in added.items() if k not in node.inputs}, **node.inputs}
+        shown_as = self._info.get(node.kind, {}).get("display_name") or node.kind
+        return Node(
+            id=node.id,
+            kind=node.kind,
+            title=str(shown_as) if node.title == node.kind else node.title,
+            inputs={**{k: v for k, v in added.items() if k not in node.inputs}, **node.inputs},
+        )
 
     def value(self, node: Node, name: str, text: str) -> Any:
         """``text`` as the value of a widget.

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..files import shown
 from ..files.documents import read_small
-from ..workflow import Node, Workflow
+from ..workflow import Workflow
 from .catalog import Catalog
 from .names import SEED, Place, find_places
 from .server import Graph
@@ -78,12 +78,7 @@ def make_jobs(workflow: Workflow, wishes: Wishes, catalog: Catalog) -> list[Job]
         )
     if wishes.seeds and any(SEED in given for given in (wishes.settings, *wishes.rows)):
         raise ValueError("seeds are given by --seeds and as a setting; give them in one way")
-    complete = Workflow(
-        {
-            key: Node(id=key, kind=n.kind, title=n.title, inputs=catalog.completed(n))
-            for key, n in workflow.nodes.items()
-        }
-    )
+    complete = Workflow({key: catalog.completed(n) for key, n in workflow.nodes.items()})
     if len(wishes.rows or [{}]) * len(wishes.seeds or [0]) > MOST:
         raise ValueError(f"these are more than {MOST} prompts; give fewer rows or seeds")
     base, jobs, seen = complete.api(), list[Job](), dict[str, str]()
