@@ -122,8 +122,11 @@ def file_tags(latent: Mapping[str, Any], vae: Any) -> dict[str, object]:
     manifest = recall(latent)
     if manifest is None:
         return {}
-    files = {**manifest.files, "vae": _vae_mark(vae)}
-    return {TAG_KEY: to_json(replace(manifest, files=files))}
+    try:
+        manifest = replace(manifest, files={**manifest.files, "vae": _vae_mark(vae)})
+    except Exception as error:  # noqa: BLE001 - a VAE of another pack may be anything
+        log.warning("the VAE could not be written down: %s", error)
+    return {TAG_KEY: to_json(manifest)}
 
 
 def write_down(run: Run) -> Manifest:

@@ -97,6 +97,23 @@ def test_a_damaged_record_is_told_or_read_but_never_crashes(name, wrong):
     assert "\n" not in refused
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"shift": float("nan")},
+        {"timesteps": [-1.0] * 6},
+        {"sigmas": [1.0]},
+        {"shape": [1, 2]},
+        {"stages": []},
+        {"stages": [{**to_json(RUN)["stages"][0], "guidance": [[2.0, 1.0]]}]},
+    ],
+    ids=str,
+)
+def test_a_record_that_cannot_be_a_runs_is_refused(wrong):
+    with pytest.raises(ValueError, match="the record of the run is damaged"):
+        from_json({**to_json(RUN), **wrong})
+
+
 def test_a_record_of_a_newer_form_is_told():
     with pytest.raises(ValueError, match="update ComfyUI-WanExperts"):
         from_json({**to_json(RUN), "form": 2, "more": 1})
