@@ -153,7 +153,7 @@ def guider_graph(**sampler: Any) -> dict[str, Any]:
         "1": api("WanExpertsLoader", model_high_noise="h.sft", model_low_noise="l.sft"),
         "2": api(
             "WanExpertsLora", model_high_noise=["1", 0], model_low_noise=["1", 1],
-            lora_high_noise="x", lora_low_noise="none",
+            lora_high_noise="x", lora_low_noise="none", strength_high_noise=0.5,
         ),
         "3": api("WanExpertsStage", model=["1", 0], name="motion", cfg=3.5, until="timestep", **stage),
         "4": api("WanExpertsStage", model=["2", 0], name="", cfg=1.0, until="auto",
@@ -171,7 +171,9 @@ def test_chained_stages_are_read_from_noise_to_clean() -> None:
     (run,) = W.find_runs(W.parse_workflow(guider_graph()))
     assert [stage.name for stage in run.stages] == ["motion", "stage 2", "low"]
     assert [stage.model.file for stage in run.stages] == ["h.sft", "h.sft", "l.sft"]
-    assert [stage.model.loras for stage in run.stages] == [0, 1, 0]
+    assert [[(lora.file, lora.strength) for lora in stage.model.loras] for stage in run.stages] == [
+        [], [("x", 0.5)], [],
+    ]  # fmt: skip
     assert run.stages[0].switch == Switch("timestep", 965.0)
     assert run.stages[2].guidance == parse_guidance("1:3, 0:1")
     assert (run.solver, run.grid.name, run.grid.steps, run.shift) == ("euler", "shifted", 8, 3.0)

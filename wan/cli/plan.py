@@ -30,11 +30,11 @@ from ..schedule import SCHEDULES, Schedule, custom_schedule, make_schedule, pars
 from ..shapes import LatentShape, latent_shape
 from ..solvers import SOLVERS
 from ..switch import Switch
-from ..workflow import FoundRun, StageUse, find_runs, read_workflow
+from ..workflow import FoundRun, GridUse, StageUse, find_runs, read_workflow
 from .bar import Bar
 from .device import torch_device
 
-FOLDERS = ("", "diffusion_models", "unet", "text_encoders", "clip", "vae")
+FOLDERS = ("", "diffusion_models", "unet", "text_encoders", "clip", "vae", "vae_approx", "loras")
 """Where below a models folder a file of a name may lie."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -76,7 +76,8 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
             print(f"run {number + 1} of {len(runs)}: node {found.node.id} ({found.node.title})")
         files = _Files(given.models)
         networks, own = _networks(found, files, dtype)
-        plan, solver = _plan(found, own)
+        found = settled(found, own)
+        plan = _planned(found.stages, _schedule(found), found.shift, own)
         shape, batch = _shape(found, own, files.notes)
         odd = advice(plan, _circumstances(found, own, shape))
         print(describe(plan.noted(*files.notes, *odd)))
@@ -85,30 +86,34 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
             bar.show("time one block", 0, 1)
             measured = time_block(networks.transformer, shape, dtype, device)
             bar.show("time one block", 1, 1)
-        known = solver if solver in SOLVERS else "euler"
+        known = found.solver if found.solver in SOLVERS else "euler"
         forecast = make_forecast(
             plan, networks, shape, solver=known, batch=batch, measured=measured
         )
         print("\n".join(forecast_lines(forecast)))
 
 
+def find_file(name: str, folders: Sequence[Path]) -> Path | None:
+    """The weights a workflow calls ``name``: in ``folders`` as given by ``--models``, or bundled."""
+    places = [place for folder in folders for place in (folder, folder / "models")]
+    paths = (place / below / name for place in (*places, BUNDLED) for below in FOLDERS)
+    return next((path for path in paths if path.exists()), None)
+
+
 class _Files:
     """Weights by the names a workflow has for them; what is not found is noted."""
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self._folders = [place for folder in folders for place in (folder, folder / "models")]
-        self._folders.append(BUNDLED)
+        self._folders = folders
         self.notes: list[str] = []
 
     def find(self, name: str | None, kind: str, what: str) -> Checkpoint | None:
         """The file of this name; None if it is not there, which is noted."""
         if name is None:
             return None
-        for folder in self._folders:
-            for below in FOLDERS:
-                path = folder / below / name
-                if path.exists():
-                    return open_checkpoint(path, kind)
+        path = find_file(name, self._folders)
+        if path is not None:
+            return open_checkpoint(path, kind)
         self.notes.append(
             f"the {what} {shown(name)} is not in the folders given by --models; taken as published"
         )
@@ -133,23 +138,37 @@ def _networks(
     return networks, family_defaults(given) if given else T2V_A14B.sampling
 
 
-def _plan(found: FoundRun, own: SamplingConfig) -> tuple[RunPlan, str]:
-    """The plan of a run and the name of its solver, after its preset."""
+def settled(found: FoundRun, own: SamplingConfig) -> FoundRun:
+    """``found`` with the numbers of its preset in place of its widgets', for a model that wants ``own``.
+
+    Raises:
+        ValueError: an unknown preset, or one with another number of stages.
+    """
     if found.preset is None:
-        schedule = _schedule(found)
-        plan = _planned(found.stages, schedule, found.shift, own)
-        return plan, found.solver
+        return found
     preset = get_preset(found.preset)
     told = preset.settings(own)
-    scales = {"high noise": told.guidance_high, "low noise": told.guidance_low}
+    switch = Switch("boundary", told.boundary)
+    numbers = {
+        "high noise": (told.guidance_high, switch),
+        "low noise": (told.guidance_low, Switch()),
+    }
     if preset.motion is not None:
-        scales["motion"] = preset.motion.guidance
-    stages = [
-        replace(stage, guidance=Guidance.constant(scales[stage.name]), switch=Switch())
+        numbers["motion"] = preset.motion.guidance, Switch("timestep", preset.motion.until)
+    if {stage.name for stage in found.stages} != numbers.keys():
+        raise ValueError(
+            f"preset {found.preset} has {len(numbers)} phases, node {found.node.id} "
+            f"({found.node.title}) has {len(found.stages)}; connect or disconnect model_motion"
+        )
+    stages = tuple(
+        replace(stage, guidance=Guidance.constant(scale), switch=place)
         for stage in found.stages
-    ]
-    schedule = make_schedule(told.schedule, steps=told.steps, shift=told.shift)
-    return _planned(stages, schedule, told.shift, told), told.solver
+        for scale, place in (numbers[stage.name],)
+    )
+    grid = GridUse(name=told.schedule, steps=told.steps, shift=told.shift)
+    return replace(
+        found, stages=stages, grid=grid, shift=told.shift, solver=told.solver, preset=None
+    )
 
 
 def _planned(
@@ -200,5 +219,5 @@ def _circumstances(found: FoundRun, own: SamplingConfig, shape: LatentShape) -> 
     loras: dict[str, int] = {}
     for stage in found.stages:
         expert = stage.model.file or stage.name
-        loras[expert] = max(loras.get(expert, 0), stage.model.loras)
+        loras[expert] = max(loras.get(expert, 0), len(stage.model.loras))
     return Circumstances(own=own, shape=shape, fps=found.fps, negative=written, loras=loras)

@@ -2,14 +2,16 @@
 
 from .graph import PRIMITIVES, Link, Node, Workflow
 from .read import parse_workflow, read_canvas, read_workflow
-from .runs import FoundRun, StageUse, find_runs
+from .runs import AUTO_LORA, FoundRun, GridUse, StageUse, find_runs
 from .widgets import NOT_NAMED, WIDGETS
 
 __all__ = [
+    "AUTO_LORA",
     "NOT_NAMED",
     "PRIMITIVES",
     "WIDGETS",
     "FoundRun",
+    "GridUse",
     "Link",
     "Node",
     "StageUse",

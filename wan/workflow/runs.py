@@ -11,10 +11,23 @@ from ..presets import AS_BELOW
 from ..switch import Switch
 from .graph import Link, Node, Workflow
 
-NO_LORA = "none"
-"""What Apply LoRA to Wan Experts calls no file."""
+NO_LORA, AUTO_LORA = "none", "auto"
+"""What Apply LoRA to Wan Experts calls no file, and one that it finds by itself."""
 GUIDERS = ("WanExpertsGuider", "WanExpertsStagesGuider")
 LATENTS = ("WanExpertsEmptyLatent", "EmptyHunyuanLatentVideo")
+
+
+@dataclass(frozen=True, slots=True)
+class LoraChoice:
+    """A LoRA on a MODEL.
+
+    Attributes:
+        file: its name on the node, or :data:`AUTO_LORA`.
+        strength: None if it is only known when the workflow runs.
+    """
+
+    file: str
+    strength: float | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,11 +36,11 @@ class ModelUse:
 
     Attributes:
         file: name of its file in the loader; None if it comes from a node this library does not know.
-        loras: how many LoRAs are on it.
+        loras: what is on it, in the order of the nodes.
     """
 
     file: str | None
-    loras: int
+    loras: tuple[LoraChoice, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,23 +250,31 @@ def _number(workflow: Workflow, node: Node, name: str, default: float | None = N
 
 def _model(workflow: Workflow, node: Node, name: str) -> ModelUse:
     """Follow a MODEL through LoRAs and patches to its loader."""
-    loras, seen = 0, set[str]()
+    loras, seen = list[LoraChoice](), set[str]()
     source = workflow.source(node, name)
     while source is not None and source[0].id not in seen:
         found, slot = source
         seen.add(found.id)
         part = ("model_high_noise", "model_low_noise")[min(slot, 1)]
         if found.kind == "WanExpertsLoader":
-            return ModelUse(file=str(workflow.value(found, part)), loras=loras)
+            return ModelUse(file=str(workflow.value(found, part)), loras=tuple(loras))
         if found.kind == "UNETLoader":
-            return ModelUse(file=str(workflow.value(found, "unet_name")), loras=loras)
+            return ModelUse(file=str(workflow.value(found, "unet_name")), loras=tuple(loras))
         if found.kind == "WanExpertsLora":
-            loras += workflow.value(found, part.replace("model", "lora"), NO_LORA) != NO_LORA
+            names = (part.replace("model", "lora"), part.replace("model", "strength"))
+            loras[:0] = _lora(workflow, found, *names)
             source = workflow.source(found, part)
             continue
-        loras += found.kind == "LoraLoaderModelOnly"
+        if found.kind == "LoraLoaderModelOnly":
+            loras[:0] = _lora(workflow, found, "lora_name", "strength_model")
         source = workflow.source(found, "model")
-    return ModelUse(file=None, loras=loras)
+    return ModelUse(file=None, loras=tuple(loras))
+
+
+def _lora(workflow: Workflow, node: Node, file: str, strength: str) -> list[LoraChoice]:
+    """The LoRA of a node, if it has one."""
+    name = str(workflow.value(node, file, NO_LORA))
+    return [] if name == NO_LORA else [LoraChoice(name, _known(workflow, node, strength))]
 
 
 def _around(workflow: Workflow, sampler: Node, conditioned: Node) -> dict[str, Any]:
