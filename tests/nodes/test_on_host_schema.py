@@ -1,4 +1,7 @@
-"""Node ids, inputs, order, defaults and outputs are the public API: frozen in ``schema.json``."""
+"""Node ids, inputs, order, defaults and outputs are the public API: frozen in ``schema.json``.
+
+``tests/nodes/freeze.py`` writes it anew, and the English words with it.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +10,30 @@ from pathlib import Path
 
 import pytest
 
+from .faces import ours, public, texts
+
 pytestmark = pytest.mark.comfy
 FROZEN = Path(__file__).with_name("schema.json")
-SHOWN = ("default", "min", "max", "step", "multiline", "control_after_generate")
+ENGLISH = Path(__file__).parents[2] / "locales" / "en" / "nodeDefs.json"
 
 
-def public(info):
-    """One node's public face, in the same words for every ComfyUI version."""
-    inputs = []
-    for group in ("required", "optional"):
-        for name in info["input_order"].get(group, []):
-            kind, options = (*info["input"][group][name], {})[:2]
-            choices = kind if isinstance(kind, list) else options.get("options")
-            entry = {"name": name, "type": "COMBO" if choices is not None else kind}
-            if group == "optional":
-                entry["optional"] = True
-            if choices and not any(str(c).endswith("safetensors") for c in choices):
-                entry["choices"] = choices
-            entry |= {key: options[key] for key in SHOWN if options.get(key) is not None}
-            inputs.append(entry)
-    outputs = [list(pair) for pair in zip(info["output_name"], info["output"], strict=True)]
-    return {
-        "display_name": info["display_name"],
-        "category": info["category"],
-        "inputs": inputs,
-        "outputs": outputs,
-        "output_node": info["output_node"],
-    }
-
-
-def ours(host):
-    everything = host.get("/object_info")
-    return {name: info for name, info in everything.items() if name.startswith("WanExperts")}
+def asked(host):
+    return ours(host.get("/object_info"))
 
 
 def test_public_face_is_frozen(host):
-    live = {name: public(info) for name, info in sorted(ours(host).items())}
+    live = {name: public(info) for name, info in asked(host).items()}
     assert live == json.loads(FROZEN.read_text(encoding="utf-8"))
 
 
+def test_english_words_are_those_of_the_nodes(host):
+    live = {name: texts(info) for name, info in asked(host).items()}
+    told = "run tests/nodes/freeze.py and write what changed into locales/zh/nodeDefs.json too"
+    assert live == json.loads(ENGLISH.read_text(encoding="utf-8")), told
+
+
 def test_every_input_and_output_has_a_tooltip(host):
-    for name, info in ours(host).items():
+    for name, info in asked(host).items():
         assert info["description"], name
         assert all(info["output_tooltips"]), name
         for group in ("required", "optional"):
