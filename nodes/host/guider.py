@@ -15,6 +15,7 @@ from ...wan.plan import RunPlan
 from ...wan.state import tensor_digest
 from .manifest import Run, record_run
 from .stages import LaterStage, RunInputs, stage_clone
+from .watch import with_words
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             return latent_image
         plan = self.plan_run(sigmas)
         _announce(plan)
+        kw["callback"] = with_words(plan, kw.get("callback"))
         first, last = (plan.stage_of(float(sigmas[end])) for end in (0, -1))
         self._plan, self._stage = plan, first
         self.model_patcher = stage_clone(self._models[first], plan)

@@ -64,7 +64,7 @@ def run_guider(
         )
     finally:
         watch.close()
-    remember(guider, samples, watch.seconds_per_call)
+    remember(guider, samples, watch.pace.seconds_per_call)
     out = {k: v for k, v in latent.items() if not k.startswith("downscale_ratio")}
     out["samples"] = result.to(mm.intermediate_device())
     return out

@@ -30,42 +30,64 @@ RECENT = 5
 PAPER, INK = "#17191d", "#eef0f3"
 
 
+class Pace:
+    """How fast a run goes, in words. Time left follows from calls of the network: a guided step is two."""
+
+    def __init__(self, plan: RunPlan, clock: Callable[[], float] = time.perf_counter) -> None:
+        """The run of ``plan`` begins now."""
+        self.total = plan.schedule.steps
+        self._plan, self._clock = plan, clock
+        self._calls = [_calls(plan, step) for step in range(self.total)]
+        self._seconds: list[float] = []
+        self._started = self._last = clock()
+
+    def done(self, step: int) -> str:
+        """Words after ``step`` (from 0); samplers that choose their own steps may go beyond the plan."""
+        step, now = min(step, self.total - 1), self._clock()
+        self._seconds.append((now - self._last) / self._calls[step])
+        self._last = now
+        return self.words(step + 1)
+
+    def words(self, done: int) -> str:
+        """``high noise 3/20, 2 min 10 s left``."""
+        if done == self.total:
+            return f"{done}/{done}, took {duration(self._clock() - self._started)}"
+        told = f"{self.stage(done)} {done}/{self.total}"
+        if not self._seconds:
+            return told
+        left = sum(self._calls[done:]) * median(self._seconds[-RECENT:])
+        return f"{told}, {duration(left)} left"
+
+    def stage(self, done: int) -> str:
+        """Name of the stage under way when ``done`` steps are done, or of the last one."""
+        return self._plan.stages[self._plan.stage_at(min(done, self.total - 1))].name
+
+    @property
+    def seconds_per_call(self) -> float | None:
+        """Of the network, as most steps were; None before the first."""
+        return median(self._seconds) if self._seconds else None
+
+
 class Watch:
-    """What a sampler's callback tells of a run: ``(step done, from 0; prediction; latents; total)``.
+    """A sampler's callback: ``(step done, from 0; prediction; latents; total)``."""
 
-    Time left follows from the calls of the network that are left: a guided step is two.
-    """
-
-    def __init__(
-        self,
-        plan: RunPlan,
-        previewer: Any,
-        *,
-        quiet: bool,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
+    def __init__(self, plan: RunPlan, previewer: Any, *, quiet: bool) -> None:
         """Show 0 of N while the first weights are loaded.
 
         ``previewer`` is ComfyUI's or None, ``quiet`` leaves the terminal alone.
         """
-        self._plan, self._previewer, self._clock = plan, previewer, clock
-        self._calls = [_calls(plan, step) for step in range(plan.schedule.steps)]
-        self._seconds: list[float] = []
-        self._bar = comfy.utils.ProgressBar(len(self._calls))
+        self.pace, self._previewer = Pace(plan), previewer
+        self._bar = comfy.utils.ProgressBar(self.pace.total)
         # Not before the first step: until then the log has the terminal.
-        self._line = tqdm(total=len(self._calls), disable=quiet, delay=1e-3, mininterval=0)
-        self._started = self._last = clock()
+        self._line = tqdm(total=self.pace.total, disable=quiet, delay=1e-3, mininterval=0)
         self._bar.update_absolute(0)
-        compat.show_text(self.words(0))
+        compat.show_text(self.pace.words(0))
 
     def __call__(self, step: int, x0: Tensor, x: Tensor, total: int) -> None:
         """Tell of a step that is done; raises when the run was interrupted."""
         del x
-        now = self._clock()
-        self._seconds.append((now - self._last) / self._calls[step])
-        self._last = now
-        words = self.words(step + 1)
-        self._line.set_description(self._stage(step + 1), refresh=False)
+        words = self.pace.done(step)
+        self._line.set_description(self.pace.stage(step + 1), refresh=False)
         self._line.update(step + 1 - self._line.n)
         compat.show_text(words)
         sheet = None
@@ -77,26 +99,19 @@ class Watch:
         """Leave the terminal."""
         self._line.close()
 
-    @property
-    def seconds_per_call(self) -> float | None:
-        """Of the network, as most steps were; None before the first."""
-        return median(self._seconds) if self._seconds else None
 
-    def words(self, done: int) -> str:
-        """``high noise 3/20, 2 min 10 s left``."""
-        total = len(self._calls)
-        if done == total:
-            return f"{total}/{total}, took {duration(self._clock() - self._started)}"
-        told = f"{self._stage(done)} {done}/{total}"
-        if not self._seconds:
-            return told
-        left = sum(self._calls[done:]) * median(self._seconds[-RECENT:])
-        return f"{told}, {duration(left)} left"
+def with_words(plan: RunPlan, callback: Any) -> Any:
+    """The callback of another node, which has a bar and previews of its own, with words beside them."""
+    if callback is None or isinstance(callback, Watch):
+        return callback
+    pace = Pace(plan)
+    compat.show_text(pace.words(0))
 
-    def _stage(self, done: int) -> str:
-        """The stage of the step under way, or of the last one."""
-        step = min(done, len(self._calls) - 1)
-        return self._plan.stages[self._plan.stage_at(step)].name
+    def told(step: int, x0: Tensor, x: Tensor, total: int) -> None:
+        compat.show_text(pace.done(step))
+        callback(step, x0, x, total)
+
+    return told
 
 
 def _calls(plan: RunPlan, step: int) -> int:

@@ -14,10 +14,11 @@ from PIL import Image
 from wanexperts import comfy_server
 
 from .checkouts import CHECKOUTS
-from .graphs import SAMPLER, STEPS, base_graph
+from .graphs import EMPTY, SAMPLER, STEPS, base_graph, node
 
 pytestmark = pytest.mark.comfy
 _seed = itertools.count(9000)
+EXPERT_INPUTS = ("model_high_noise", "model_low_noise", "positive", "negative")
 
 
 def watched(host: Any) -> list[dict[str, Any]]:
@@ -69,6 +70,28 @@ def test_the_bar_is_one_and_the_log_names_the_stages(host):
     assert all(re.match(r"(high|low) noise: ", line) for line in bars), bars
     assert bars[0].startswith("high noise: ")
     assert re.match(rf"low noise: 100%.* {STEPS}/{STEPS} \[", bars[-1])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpm_adaptive"])
+def test_words_come_beside_the_bar_of_comfyui_s_own_node(host, sampler):
+    graph = base_graph()
+    experts = {name: graph[SAMPLER]["inputs"][name] for name in EXPERT_INPUTS}
+    graph[SAMPLER] = node(
+        "SamplerCustomAdvanced", noise=("21", 0), guider=("22", 0), sampler=("23", 0),
+        sigmas=("24", 0), latent_image=(EMPTY, 0),
+    )  # fmt: skip
+    graph["21"] = node("RandomNoise", noise_seed=next(_seed))
+    graph["22"] = node(
+        "WanExpertsGuider", **experts, cfg_high_noise=2.0, cfg_low_noise=1.0, sigma_shift=5.0,
+        switch="auto", boundary=0.875, switch_step=1,
+    )  # fmt: skip
+    graph["23"] = node("KSamplerSelect", sampler_name=sampler)
+    graph["24"] = node("WanProbeSigmas", sigmas="1, 0.9, 0.5, 0.1")
+    events = list(host.events(graph))
+    assert events[-1]["type"] == "execution_success"
+    told = texts(events)
+    assert told[0] == (SAMPLER, "high noise 0/3")
+    assert told[-1][1].startswith("3/3, took ")
 
 
 @pytest.mark.parametrize("checkout", CHECKOUTS, ids=lambda path: path.name)
