@@ -9,6 +9,7 @@ from .decode import WanExpertsDecode, WanExpertsDecodeToVideo
 from .host.files import offer_bundled_weights
 from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
 from .lora import WanExpertsLora
+from .noise import WanExpertsNoise
 from .plan import WanExpertsPlan
 from .recipe import WanExpertsRecipe
 from .sampling import WanExpertsGuider, WanExpertsSampler
@@ -34,6 +35,7 @@ class WanExpertsExtension(ComfyExtension):
             WanExpertsGuider,
             WanExpertsSchedule,
             WanExpertsSolver,
+            WanExpertsNoise,
             WanExpertsStage,
             WanExpertsStagesGuider,
             WanExpertsPlan,

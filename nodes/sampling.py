@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..wan.config import MotionConfig
-from ..wan.experts import count_high
 from ..wan.guidance import Guidance
+from ..wan.noise import LAYOUTS
 from ..wan.plan import RunPlan
 from ..wan.presets import AS_BELOW, get_preset
-from ..wan.schedule import SCHEDULES, TRAIN_TIMESTEPS, make_schedule
+from ..wan.schedule import SCHEDULES, make_schedule
 from ..wan.solvers import SOLVERS
 from ..wan.switch import Switch
 from .checks import both, check_limits, problem, widget
 from .host import compat
 from .host.forecast import plan_text
+from .host.graph_key import made_by
 from .host.latent import fit_latent, is_ignored, run_guider
 from .host.manifest import carry
 from .host.model import same_model
+from .host.runs import AUTO
 from .host.sampling import solver_sampler
+from .inputs import (
+    MOTION,
+    OFFICIAL_GRID,
+    SWITCH_VALUE,
+    expert_inputs,
+    guidance_inputs,
+    more_inputs,
+    noise_input,
+    resume_input,
+    shift_input,
+    switch_inputs,
+)
 from .preset import RunSettings, preset_input, preset_settings
 from .trajectory import (
     CATEGORY,
     DEFAULTS,
-    SWITCHES,
     WiredStage,
     make_guider,
     plan_run,
@@ -33,108 +47,18 @@ from .trajectory import (
     read_switch,
 )
 
-OFFICIAL_GRID = (
-    "Sigmas of Wan Sigmas bring their own shift and timesteps. Of other nodes' sigmas, only a whole "
-    "official UniPC grid of this shift gets the official whole timesteps; any others get 1000 times the "
-    "noise level."
-)
 IGNORED_LATENT = (
     "what is in latent_image is not used: this node starts from pure noise; to work on a clip give it "
     "a noise mask, or use Wan Experts Guider with sigmas that start lower"
 )
-MOTION = MotionConfig()
 UNLINKED = False
 """Stands for a MODEL that is not connected, where a connected one is None (see ``problem``)."""
-# So that "step" and "timestep" start out as what "auto" does with all other defaults.
-SWITCH_STEP = count_high(
-    make_schedule(DEFAULTS.schedule, steps=DEFAULTS.steps, shift=DEFAULTS.shift),
-    DEFAULTS.boundary,
-)
-SWITCH_VALUE = TRAIN_TIMESTEPS * DEFAULTS.boundary
-
-
-def _experts() -> list[Any]:
-    return [
-        io.Model.Input(
-            "model_high_noise", tooltip="Expert for the noisy first steps; any Wan MODEL."
-        ),
-        io.Model.Input("model_low_noise", tooltip="Expert for the last steps; any Wan MODEL."),
-        io.Conditioning.Input("positive", tooltip="Encoded prompt."),
-        io.Conditioning.Input("negative", tooltip="Encoded negative prompt."),
-    ]
-
-
-def _guidance() -> list[Any]:
-    return [
-        io.Float.Input(
-            "cfg_high_noise", default=DEFAULTS.guidance_high, **widget("cfg_high_noise"),
-            tooltip="Guidance of the high-noise expert. 1 skips the negative prompt: half the time, "
-            "for distilled models.",
-        ),
-        io.Float.Input(
-            "cfg_low_noise", default=DEFAULTS.guidance_low, **widget("cfg_low_noise"),
-            tooltip="Guidance of the low-noise expert.",
-        ),
-    ]  # fmt: skip
-
-
-def _shift(tooltip: str) -> Any:
-    return io.Float.Input(
-        "sigma_shift", default=DEFAULTS.shift, **widget("sigma_shift"),
-        tooltip="How long the run stays at high noise. 12 is official for Wan2.2 14B text to video. "
-        + tooltip,
-    )  # fmt: skip
-
-
-def _switch() -> list[Any]:
-    return [
-        io.Combo.Input(
-            "switch", options=SWITCHES, default="auto",
-            tooltip="auto: at the noise level the experts were trained to divide at; for a MODEL of "
-            "another loader 0.9 if it takes an image, else 0.875. boundary: at the noise level below. "
-            "step: after the number of steps below. snr, timestep, fraction: see switch_value.",
-        ),
-        io.Float.Input(
-            "boundary", default=DEFAULTS.boundary, **widget("boundary"),
-            tooltip="Only for switch = boundary: the lowest noise level of the high-noise expert.",
-        ),
-        io.Int.Input(
-            "switch_step", default=SWITCH_STEP, **widget("switch_step"),
-            tooltip="Only for switch = step: how many of the steps run on the high-noise expert.",
-        ),
-    ]  # fmt: skip
-
-
-def _more() -> list[Any]:
-    return [
-        io.Float.Input(
-            "switch_value", default=SWITCH_VALUE, **widget("switch_value"), optional=True,
-            tooltip="Only for switch = snr (((1 - sigma) / sigma)^2, a ratio: 0.0204 is boundary "
-            "0.875), timestep (0 to 1000) or fraction (0 to 1 of the steps).",
-        ),
-        io.String.Input(
-            "cfg_curve_high", default="", optional=True,
-            tooltip="Guidance of the high-noise expert over the noise level, in place of "
-            "cfg_high_noise: sigma:scale pairs such as 1:4, 0.9:3. Empty: cfg_high_noise.",
-        ),
-        io.String.Input(
-            "cfg_curve_low", default="", optional=True,
-            tooltip="The same for the low-noise expert, in place of cfg_low_noise.",
-        ),
-        io.Model.Input(
-            "model_motion", optional=True,
-            tooltip="A third phase before the others: the high-noise expert without its distill LoRA, "
-            "which brings back the motion that few steps lose.",
-        ),
-        io.Float.Input(
-            "cfg_motion", default=MOTION.guidance, **widget("cfg_motion"), optional=True,
-            tooltip="Only with model_motion: its guidance.",
-        ),
-        io.Float.Input(
-            "motion_until", default=MOTION.until, **widget("motion_until"), optional=True,
-            tooltip="Only with model_motion: the lowest timestep it runs at, 0 to 1000.",
-        ),
-    ]  # fmt: skip
+INPUTS = {
+    "motion": "model_motion",
+    "high noise": "model_high_noise",
+    "low noise": "model_low_noise",
+}
+"""Stage -> the input of its MODEL."""
 
 
 def _stages(
@@ -151,6 +75,11 @@ def _motion(model: Any, cfg: float, until: float) -> WiredStage:
     check_limits(cfg_motion=cfg, motion_until=until)
     guidance, switch = Guidance.constant(cfg), Switch("timestep", until)
     return WiredStage(name="motion", model=model, guidance=guidance, switch=switch)
+
+
+def _traced(hidden: Any, stages: list[WiredStage]) -> list[WiredStage]:
+    """The stages with what made their MODELs."""
+    return [replace(stage, origin=made_by(hidden, INPUTS[stage.name])) for stage in stages]
 
 
 def _guidances(
@@ -192,35 +121,43 @@ class WanExpertsSampler(io.ComfyNode):
             category=CATEGORY,
             description="Runs both experts as one trajectory: one solver whose history survives the "
             "switch, official schedules and timesteps, and the second expert loaded only when it is due.",
-            search_aliases=["wan", "ksampler", "moe", "two experts", "high low noise"],
+            search_aliases=["wan", "ksampler", "moe", "two experts", "high low noise", "万相"],
             inputs=[
-                *_experts(),
+                *expert_inputs(),
                 io.Latent.Input(
                     "latent_image", tooltip="Empty clip that gives size and length. A clip with a noise "
                     "mask is made anew where the mask is.",
                 ),
                 io.Int.Input(
                     "noise_seed", default=0, **widget("noise_seed"), control_after_generate=True,
-                    tooltip="Seed of the initial noise; drawn on the CPU, the same on every machine.",
+                    tooltip="Seed of the initial noise: the same seed gives the same clip. Drawn on the CPU, the "
+                    "same on every machine.",
                 ),
                 io.Int.Input(
                     "steps", default=DEFAULTS.steps, **widget("steps"),
-                    tooltip="Steps of both experts together. 40 is official, 20 is usual.",
+                    tooltip="Steps of both experts together, 1 to 1000. 40 is official, 20 is usual, 4 with "
+                    "Lightning.",
                 ),
-                *_guidance(),
+                *guidance_inputs(),
                 io.Combo.Input(
                     "sampler_name", options=list(SOLVERS), default=DEFAULTS.solver,
-                    tooltip="Solver. unipc is the official default; dpm++ the official alternative.",
+                    tooltip="Solver. unipc: the official default. dpm++: the official alternative. euler: for "
+                    "Lightning models. heun: two evaluations a step. lcm: adds noise at each step, for "
+                    "models distilled to it.",
                 ),
                 io.Combo.Input(
                     "scheduler", options=list(SCHEDULES), default=DEFAULTS.schedule,
-                    tooltip="Noise levels: the official grid of each solver, or the plain shifted one.",
+                    tooltip="Noise levels. unipc, dpm++: the official grid of each solver. shifted: the plain "
+                    "one. lightning: 4 steps of Lightning models. lcm: 3 steps of FastWan models.",
                 ),
-                _shift("It replaces the shift of ModelSamplingSD3."),
-                *_switch(),
-                *_more(),
+                shift_input("It replaces the shift of ModelSamplingSD3."),
+                *switch_inputs(),
+                *more_inputs(),
                 preset_input(),
+                noise_input(),
+                resume_input(),
             ],
+            hidden=[io.Hidden.dynprompt],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The clip, for a decode node."),
                 io.String.Output(
@@ -281,6 +218,8 @@ class WanExpertsSampler(io.ComfyNode):
         cfg_motion: float = MOTION.guidance,
         motion_until: float = MOTION.until,
         preset: str = AS_BELOW,
+        noise: str = LAYOUTS[0],
+        resume: str = AUTO,
     ) -> io.NodeOutput:
         """Sample; the latents stay raw (not normalised), as on every LATENT socket."""
         _check_different(model_high_noise, model_low_noise)
@@ -300,14 +239,15 @@ class WanExpertsSampler(io.ComfyNode):
         stages = _stages(model_high_noise, model_low_noise, run.guidance, run.switch)
         if model_motion is not None:
             stages.insert(0, _motion(model_motion, run.motion.guidance, run.motion.until))
-        guider = make_guider(stages, positive, negative, run.shift)
+        stages = _traced(cls.hidden, stages)
+        guider = make_guider(stages, positive, negative, run.shift, resume=resume)
         samples = fit_latent(model_high_noise, latent_image)
         plan = _plan(run.steps, run.solver, run.schedule, run.shift, stages).noted(*run.notes)
         if is_ignored(latent_image):
             plan = plan.noted(IGNORED_LATENT)
-        guider.set_plan(lambda _: plan)
+        guider.set_plan(lambda _: plan.noted(*guider.told))
         sampler, sigmas = solver_sampler(run.solver), plan.schedule.sigmas
-        out = run_guider(guider, sampler, sigmas, latent_image, samples, noise_seed)
+        out = run_guider(guider, sampler, sigmas, latent_image, samples, noise_seed, noise)
         return io.NodeOutput(carry(out), plan_text(guider, sampler, sigmas, samples))
 
 
@@ -341,8 +281,16 @@ class WanExpertsGuider(io.ComfyNode):
             category=CATEGORY,
             description="Both experts behind one GUIDER, for SamplerCustomAdvanced with any sampler "
             "and any sigmas. The noise level of each call decides the expert.",
-            search_aliases=["wan", "cfg guider", "dual model", "moe"],
-            inputs=[*_experts(), *_guidance(), _shift(OFFICIAL_GRID), *_switch(), *_more()],
+            search_aliases=["wan", "cfg guider", "dual model", "moe", "万相"],
+            inputs=[
+                *expert_inputs(),
+                *guidance_inputs(),
+                shift_input(OFFICIAL_GRID),
+                *switch_inputs(),
+                *more_inputs(),
+                resume_input(),
+            ],
+            hidden=[io.Hidden.dynprompt],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
@@ -379,6 +327,7 @@ class WanExpertsGuider(io.ComfyNode):
         model_motion: Any = None,
         cfg_motion: float = MOTION.guidance,
         motion_until: float = MOTION.until,
+        resume: str = AUTO,
     ) -> io.NodeOutput:
         """Build the guider; nothing is loaded before sampling."""
         _check_different(model_high_noise, model_low_noise)
@@ -388,4 +337,5 @@ class WanExpertsGuider(io.ComfyNode):
         stages = _stages(model_high_noise, model_low_noise, guidance, place)
         if model_motion is not None:
             stages.insert(0, _motion(model_motion, cfg_motion, motion_until))
-        return io.NodeOutput(make_guider(stages, positive, negative, sigma_shift))
+        stages = _traced(cls.hidden, stages)
+        return io.NodeOutput(make_guider(stages, positive, negative, sigma_shift, resume=resume))

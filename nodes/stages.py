@@ -8,8 +8,11 @@ from comfy_api.latest import io
 
 from ..wan.schedule import TRAIN_TIMESTEPS
 from ..wan.switch import KINDS, Switch
-from .checks import both, check_limits, problem, widget
+from .checks import RARE, both, check_limits, problem, widget
 from .host import compat
+from .host.graph_key import made_by
+from .host.runs import AUTO
+from .inputs import resume_input
 from .trajectory import CATEGORY, DEFAULTS, WiredStage, make_guider, read_guidance
 
 Stages = io.Custom("WAN_STAGES")
@@ -28,7 +31,7 @@ class WanExpertsStage(io.ComfyNode):
             category=CATEGORY,
             description="One stage of a run: a MODEL with its own LoRAs and patches, its guidance, and "
             "where it ends. Chain one after another from noise to clean, then connect Wan Stages Guider.",
-            search_aliases=["wan", "phase", "three phases", "moe", "lightning motion"],
+            search_aliases=["wan", "phase", "three phases", "moe", "lightning motion", "万相"],
             inputs=[
                 io.Model.Input("model", tooltip="MODEL of this stage; stages may share one."),
                 io.String.Input(
@@ -36,7 +39,7 @@ class WanExpertsStage(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "cfg", default=DEFAULTS.guidance_low, **widget("cfg"),
-                    tooltip="Guidance of this stage. 1 skips the negative prompt: half the time, for "
+                    tooltip="Guidance of this stage, 0 to 100. 1 skips the negative prompt: half the time, for "
                     "distilled models.",
                 ),
                 io.Combo.Input(
@@ -51,7 +54,7 @@ class WanExpertsStage(io.ComfyNode):
                     "run done by then. A tie still belongs to this stage.",
                 ),
                 io.String.Input(
-                    "cfg_curve", default="", optional=True,
+                    "cfg_curve", default="", optional=True, **RARE,
                     tooltip="Guidance over the noise level, in place of cfg: sigma:scale pairs such as "
                     "1:4, 0.9:3. Empty: cfg.",
                 ),
@@ -59,6 +62,7 @@ class WanExpertsStage(io.ComfyNode):
                     "stages", optional=True, tooltip="The stages before this one; none for the first."
                 ),
             ],
+            hidden=[io.Hidden.dynprompt],
             outputs=[
                 Stages.Output(
                     display_name="stages",
@@ -95,6 +99,7 @@ class WanExpertsStage(io.ComfyNode):
             model=model,
             guidance=read_guidance("cfg", cfg, cfg_curve),
             switch=_until(until, until_value),
+            origin=made_by(cls.hidden, "model"),
         )
         return io.NodeOutput((*stages, stage))
 
@@ -117,24 +122,33 @@ class WanExpertsStagesGuider(io.ComfyNode):
             category=CATEGORY,
             description="Any number of stages behind one GUIDER, for SamplerCustomAdvanced with any "
             "sampler and any sigmas. The noise level of each call decides the stage.",
-            search_aliases=["wan", "cfg guider", "three phases", "moe"],
+            search_aliases=["wan", "cfg guider", "three phases", "moe", "万相"],
             inputs=[
                 Stages.Input("stages", tooltip="From the last Wan Stage."),
-                io.Conditioning.Input("positive", tooltip="Encoded prompt."),
-                io.Conditioning.Input("negative", tooltip="Encoded negative prompt."),
+                io.Conditioning.Input("positive", tooltip="Encoded prompt, for all stages."),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="Encoded negative prompt; a stage whose cfg is 1 does not read it.",
+                ),
                 io.Float.Input(
                     "sigma_shift", default=DEFAULTS.shift, **widget("sigma_shift"),
                     tooltip="The shift of the sigmas: a whole official UniPC grid of this shift gets "
                     "the official whole timesteps.",
                 ),
+                resume_input(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )  # fmt: skip
 
     @classmethod
     def execute(
-        cls, stages: tuple[WiredStage, ...], positive: Any, negative: Any, sigma_shift: float
+        cls,
+        stages: tuple[WiredStage, ...],
+        positive: Any,
+        negative: Any,
+        sigma_shift: float,
+        resume: str = AUTO,
     ) -> io.NodeOutput:
         """Build the guider; nothing is loaded before sampling."""
         check_limits(sigma_shift=sigma_shift)
-        return io.NodeOutput(make_guider(stages, positive, negative, sigma_shift))
+        return io.NodeOutput(make_guider(stages, positive, negative, sigma_shift, resume=resume))

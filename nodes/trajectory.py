@@ -13,6 +13,7 @@ from ..wan.switch import Switch
 from .checks import check_limits
 from .host.guider import ExpertsGuider
 from .host.model import check_text_width, sampling_of
+from .host.runs import AUTO
 from .host.sampling import foreign_shift, pure_noise, recognise, shift_behind
 from .host.stages import check_one_format
 
@@ -36,12 +37,14 @@ class WiredStage:
         model: its MODEL; None while only numbers are checked.
         guidance: its scale over the noise level.
         switch: where it ends; the last stage of a run has no use for it.
+        origin: what made the MODEL, see :func:`~.host.graph_key.made_by`; None where it is not known.
     """
 
     name: str
     model: Any
     guidance: Guidance
     switch: Switch
+    origin: str | None = None
 
     def spec(self, schedule: Schedule, *, last: bool) -> StageSpec:
         """This stage in a run over ``schedule``."""
@@ -102,7 +105,12 @@ def plan_run(stages: Sequence[WiredStage], schedule: Schedule, shift: float) -> 
 
 
 def make_guider(
-    stages: Sequence[WiredStage], positive: list[Any], negative: list[Any], shift: float
+    stages: Sequence[WiredStage],
+    positive: list[Any],
+    negative: list[Any],
+    shift: float,
+    *,
+    resume: str = AUTO,
 ) -> ExpertsGuider:
     """A GUIDER for ``stages``, which plans each run from the sigmas it is given.
 
@@ -124,4 +132,5 @@ def make_guider(
     guider = ExpertsGuider(models)
     guider.set_conds(positive, negative)
     guider.set_plan(plan_for)
+    guider.set_keeping([stage.origin for stage in stages], resume)
     return guider

@@ -10,6 +10,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+from comfy_api.internal import _ComfyNodeInternal, first_real_override
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
@@ -48,3 +49,16 @@ def show_text(text: str) -> None:
     send, context = getattr(server, "send_progress_text", None), get_executing_context()
     if send is not None and context is not None:
         send(text, context.node_id, server.client_id)
+
+
+def node_class(kind: str) -> Any:
+    """The class behind a node's type; None where there is none, or no server."""
+    mappings = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
+    return mappings.get(kind)
+
+
+def tells_changes(node: Any) -> bool:
+    """Whether ComfyUI asks a node class, before a run, if something changed beyond its inputs."""
+    if issubclass(node, _ComfyNodeInternal):
+        return first_real_override(node, "fingerprint_inputs") is not None
+    return hasattr(node, "IS_CHANGED")

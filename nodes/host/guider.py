@@ -13,7 +13,11 @@ from torch import Tensor
 
 from ...wan.plan import RunPlan
 from ...wan.state import tensor_digest
+from .ladder import Ladder
 from .manifest import Run, record_run
+from .run_key import Start
+from .runs import AUTO, HostRun
+from .sampling import RUN
 from .stages import LaterStage, RunInputs, stage_clone
 from .watch import with_words
 
@@ -32,8 +36,8 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
     later one when its first call comes, and not at all if none comes. Consecutive stages on one and
     the same MODEL share it: only the guidance changes.
 
-    Every evaluation of the network passes :meth:`outer_predict_noise`; what SAMPLERs find in
-    ``model_options`` is put there in :meth:`inner_sample`.
+    Every evaluation of the network passes :meth:`outer_predict_noise`, where the run's own
+    :class:`~.runs.HostRun` looks at it; our SAMPLERs find that in ``model_options``.
     """
 
     def __init__(self, models: Sequence[Any]) -> None:
@@ -45,6 +49,11 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         self._guiders: dict[int, comfy.samplers.CFGGuider] = {}
         self._stage = 0
         self._inputs: RunInputs | None = None
+        self._origins: Sequence[str | None] = (None,) * len(self._models)
+        self._resume = AUTO
+        self._run: HostRun | None = None
+        self.told: tuple[str, ...] = ()
+        """What should be known of the latest run, one sentence each."""
 
     def set_plan(self, plan_for: Callable[[Tensor], RunPlan]) -> None:
         """``plan_for(sigmas)`` is asked at the start of each run; it may raise ValueError."""
@@ -57,6 +66,11 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         assert len(plan.stages) == len(self._models)
         return plan
 
+    def set_keeping(self, origins: Sequence[str | None], resume: str) -> None:
+        """``origins`` say what made each MODEL, ``resume`` (``runs.RESUME``) whether runs go on."""
+        assert len(origins) == len(self._models)
+        self._origins, self._resume = tuple(origins), resume
+
     @property
     def models(self) -> tuple[Any, ...]:
         """The MODEL of each stage, as it was given."""
@@ -68,27 +82,51 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         latent_image: Tensor,
         sampler: Any,
         sigmas: Tensor,
-        *args: Any,
+        denoise_mask: Tensor | None = None,
+        callback: Any = None,
+        disable_pbar: bool = False,
+        seed: int | None = None,
         **kw: Any,
     ) -> Tensor:
-        """Run ``sampler`` over ``sigmas`` (N+1,); as ``CFGGuider.sample`` otherwise."""
+        """Run ``sampler`` over ``sigmas`` (N+1,), or what is left of it; as ``CFGGuider.sample`` otherwise."""
         if sigmas.shape[-1] < 2:
             return latent_image
+        self.told = ()
         plan = self.plan_run(sigmas)
         _announce(plan)
-        kw["callback"] = with_words(plan, kw.get("callback"))
+        callback = with_words(plan, callback)
         first, last = (plan.stage_of(float(sigmas[end])) for end in (0, -1))
         self._plan, self._stage = plan, first
         self.model_patcher = stage_clone(self._models[first], plan)
         self.model_options = self.model_patcher.model_options
         drawn = tensor_digest(noise.float())  # now: a sampler may write into it
+        start = Start(
+            plan=plan,
+            models=self._models,
+            origins=self._origins,
+            conds=self.original_conds,
+            noise=noise,
+            latent=latent_image,
+            mask=denoise_mask,
+            sampler=sampler,
+            seed=seed,
+        )
         try:
             self._guiders = self._line_up(plan, first, last)
-            result = super().sample(noise, latent_image, sampler, sigmas, *args, **kw)
+            ladder = Ladder(tuple(self._guiders.values()), lambda: self._guiders[self._stage])
+            self._run = HostRun(start, ladder, resume=self._resume)
+            result = self._run.finished()
+            if result is None:
+                result = super().sample(
+                    noise, latent_image, sampler, sigmas,
+                    denoise_mask, callback, disable_pbar, seed, **kw,
+                )  # fmt: skip
+                self._run.finish(result)
         finally:
+            self.told = () if self._run is None else self._run.told
             self.model_patcher = self._models[0]
             self.model_options = self.model_patcher.model_options
-            self._plan = self._inputs = None
+            self._plan = self._inputs = self._run = None
             self._guiders = {}
         record_run(
             Run(
@@ -97,9 +135,9 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
                 conds=self.original_conds,
                 noise=drawn,
                 latent=latent_image,
-                mask=kw.get("denoise_mask"),
+                mask=denoise_mask,
                 sampler=sampler,
-                seed=kw.get("seed"),
+                seed=seed,
                 result=result,
             )
         )
@@ -144,7 +182,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         seed: int | None,
         **shapes: Any,
     ) -> Tensor:
-        """Remember what processing conditionings for later stages will need."""
+        """Remember what processing conditionings for later stages will need; tell SAMPLERs of the run."""
         self._inputs = RunInputs(
             noise=noise,
             latent_image=latent_image,
@@ -154,6 +192,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             sigmas=sigmas,
             shapes=shapes,
         )
+        self.model_options[RUN] = self._run
         return super().inner_sample(
             noise, latent_image, device, sampler, sigmas,
             denoise_mask, callback, disable_pbar, seed, **shapes,
@@ -168,13 +207,21 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
     ) -> Tensor:
         """Denoise with the stage of this noise level, through its MODEL's own wrappers."""
         assert self._plan is not None
-        sigma, options = float(timestep.max()), model_options or {}
-        guider = self._turn_to(sigma)
-        guider.set_cfg(self._plan.stages[self._stage].guidance.at(sigma))
-        if guider is self:
-            return super().outer_predict_noise(x, timestep, options, seed)
-        merged = _with_sampler_hooks(guider.model_options, options, self.model_options)
-        return guider.outer_predict_noise(x, timestep, merged, seed)
+        assert self._run is not None
+        mode, options = self._run.ladder, model_options or {}
+
+        def ask(x: Tensor, sigma: float) -> Tensor:
+            assert self._plan is not None
+            guider = self._turn_to(sigma)
+            guider.set_cfg(self._plan.stages[self._stage].guidance.at(sigma))
+            own = options
+            if guider is not self:
+                own = _with_sampler_hooks(guider.model_options, options, self.model_options)
+            with mode.mode.around(guider.inner_model):
+                predict = super(ExpertsGuider, self) if guider is self else guider
+                return predict.outer_predict_noise(x, timestep, mode.mode.options(own), seed)
+
+        return self._run.evaluate(ask, x, float(timestep.max()))
 
     def _turn_to(self, sigma: float) -> comfy.samplers.CFGGuider:
         """The guider of the stage due at ``sigma``, its MODEL loaded; never an earlier one's."""
@@ -183,11 +230,11 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         if due <= self._stage:
             return self._guiders[self._stage]
         before, guider = self._guiders[self._stage], self._guiders[due]
-        self._stage = due
         log.info("switching to the %s stage", self._plan.stages[due].name)
         if guider is not before:
             assert self._inputs is not None
             guider.load(self._inputs)
+        self._stage = due  # not before: where memory ran out it is loaded again
         return guider
 
     def _line_up(self, plan: RunPlan, first: int, last: int) -> dict[int, comfy.samplers.CFGGuider]:
@@ -209,6 +256,11 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
                     plan.stages[index].name,
                 )
         return guiders
+
+    @property
+    def helpers(self) -> list[Any]:
+        """Models that conditionings brought along, such as control nets."""
+        return list(getattr(self, "loaded_models", []))
 
     def _later(self) -> list[LaterStage]:
         """The MODELs after the first, in order."""

@@ -10,6 +10,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...wan.noise import LAYOUTS, MAX_SEED, draw_noise
 from ...wan.shapes import check_size, pixel_size
 from .forecast import remember
 from .tiny import find_previewer
@@ -43,11 +44,48 @@ def is_ignored(latent: dict[str, Any]) -> bool:
     return latent.get("noise_mask") is None and bool(torch.count_nonzero(latent["samples"]))
 
 
+def initial_noise(
+    samples: Tensor, seed: int, layout: str, batch_index: list[int] | None = None
+) -> Tensor:
+    """Noise for ``samples`` (B, C, T, h, w), see :func:`draw_noise`.
+
+    ``comfy`` is ComfyUI's own over the whole batch. ``official``, which knows no batches, gives clip i
+    the seed ``seed + i``.
+    """
+    if layout == LAYOUTS[0]:
+        return comfy.sample.prepare_noise(samples, seed, batch_index)
+    numbers = range(samples.shape[0]) if batch_index is None else batch_index
+    clips = [
+        draw_noise((1, *samples.shape[1:]), (seed + number) % (MAX_SEED + 1), layout)
+        for number in numbers
+    ]
+    return torch.cat(clips)
+
+
+class LayoutNoise:
+    """A NOISE of ComfyUI, drawn in a layout of ours."""
+
+    def __init__(self, seed: int, layout: str) -> None:
+        """``layout`` is one of ``wan.noise.LAYOUTS``."""
+        self.seed, self._layout = seed, layout
+
+    def generate_noise(self, latent: dict[str, Any]) -> Tensor:
+        """Noise for a LATENT."""
+        batch_index = latent.get("batch_index")
+        return initial_noise(latent["samples"], self.seed, self._layout, batch_index)
+
+
 def run_guider(
-    guider: Any, sampler: Any, sigmas: Tensor, latent: dict[str, Any], samples: Tensor, seed: int
+    guider: Any,
+    sampler: Any,
+    sigmas: Tensor,
+    latent: dict[str, Any],
+    samples: Tensor,
+    seed: int,
+    layout: str = LAYOUTS[0],
 ) -> dict[str, Any]:
     """Sample with one progress bar and preview for the whole run; returns a LATENT."""
-    noise = comfy.sample.prepare_noise(samples, seed, latent.get("batch_index"))
+    noise = initial_noise(samples, seed, layout, latent.get("batch_index"))
     model, quiet = guider.model_patcher, not comfy.utils.PROGRESS_BAR_ENABLED
     previewer = find_previewer(model.load_device, model.model.latent_format)
     watch = Watch(guider.plan_run(sigmas), previewer, quiet=quiet)

@@ -22,6 +22,9 @@ from ...wan.solvers import SolverState, get_solver
 
 OFFICIAL = "unipc"
 GRID_TOLERANCE = 1e-6
+RUN = "wan_experts_run"
+"""Key of ``model_options`` under which a SAMPLER of ours finds the :class:`~.runs.HostRun` that takes its
+steps; absent with other guiders."""
 
 _MADE: WeakKeyDictionary[torch.UntypedStorage, tuple[Schedule, float | None]] = WeakKeyDictionary()
 """What :func:`as_sigmas` gave away and is still held somewhere: its schedule and shift. By storage,
@@ -158,7 +161,7 @@ def solver_sampler(name: str) -> Any:
     """One of our solvers as a SAMPLER, usable by any ComfyUI guider."""
     solver = get_solver(name)
 
-    def run(
+    def solve(
         model: Any,
         x: Tensor,
         sigmas: Tensor,
@@ -186,9 +189,14 @@ def solver_sampler(name: str) -> Any:
                 }
             )
 
-        told = report if callback else None
-        return sample(velocity, x, plain(sigmas), solver, callback=told, state=start)
+        run, told = options.get("model_options", {}).get(RUN), report if callback else _unheard
+        drive = run.sample if run is not None and run.take(sigmas) else sample
+        return drive(velocity, x, plain(sigmas), solver, callback=told, state=start)
 
-    sampler = comfy.samplers.KSAMPLER(run)
+    sampler = comfy.samplers.KSAMPLER(solve)
     sampler.wan_solver = name  # a forecast asks for it
     return sampler
+
+
+def _unheard(_: Progress) -> None:
+    """For a run that nobody watches."""

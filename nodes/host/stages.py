@@ -43,7 +43,8 @@ class LaterStage(comfy.samplers.CFGGuider):
         super().__init__(patcher)
         self.original_conds = conds
         self.is_loaded = False
-        self._helpers: list[Any] = []
+        self.helpers: list[Any] = []
+        """Models that conditionings brought along."""
 
     def around(self, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """``run`` inside this MODEL's wrappers of a whole run."""
@@ -63,7 +64,7 @@ class LaterStage(comfy.samplers.CFGGuider):
         """What ``CFGGuider.outer_sample`` and ``inner_sample`` do for a model, in a run under way."""
         # Wrappers around the run may have put their state into these.
         patcher, options = self.model_patcher, self.model_options
-        self.inner_model, self.conds, self._helpers = comfy.sampler_helpers.prepare_sampling(
+        self.inner_model, self.conds, self.helpers = comfy.sampler_helpers.prepare_sampling(
             patcher, run.noise.shape, self.conds, options
         )
         self.is_loaded = True
@@ -88,7 +89,7 @@ class LaterStage(comfy.samplers.CFGGuider):
             return
         self.is_loaded = False
         patcher.cleanup()
-        comfy.sampler_helpers.cleanup_models(self.conds, self._helpers)
+        comfy.sampler_helpers.cleanup_models(self.conds, self.helpers)
         comfy.samplers.cast_to_load_options(self.model_options, device=patcher.offload_device)
 
 

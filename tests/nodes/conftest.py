@@ -28,7 +28,12 @@ def random_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", params=CHECKOUTS, ids=lambda path: path.name)
 def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[comfy_server.Host]:
     """A server with our pack and the random files."""
-    probes = [HERE / "probe_nodes.py", HERE / "probe_models.py", HERE / "probe_plan.py"]
+    probes = [
+        HERE / "probe_nodes.py",
+        HERE / "probe_models.py",
+        HERE / "probe_plan.py",
+        HERE / "probe_runs.py",
+    ]
     options = ("--cpu", "--preview-method", "latent2rgb")
     with comfy_server.Host(request.param, options=options, node_files=probes) as server:
         shutil.copytree(random_models, server.base / "models", dirs_exist_ok=True)

@@ -27,6 +27,7 @@ SAMPLING = {
     "switch": "auto",
     "boundary": 0.875,
     "switch_step": 3,
+    "resume": "off",  # every run of a test really runs
 }
 
 

@@ -132,6 +132,7 @@ def advanced(sampler_name: str, **guider):
         "switch": "auto",
         "boundary": 0.875,
         "switch_step": 2,
+        "resume": "off",
     }
     graph["30"] = node(
         "WanExpertsGuider",

@@ -51,7 +51,8 @@ def core_sampler(**links):
 def assembled(solver, **sigmas):
     """Our guider, solver and sigmas in the core sampler."""
     graph = base_graph()
-    names = "cfg_high_noise", "cfg_low_noise", "sigma_shift", "switch", "boundary", "switch_step"
+    names = ["cfg_high_noise", "cfg_low_noise", "sigma_shift", "switch", "boundary", "switch_step"]
+    names.append("resume")
     graph[GUIDER] = node(
         "WanExpertsGuider",
         model_high_noise=(LOADER, 0),

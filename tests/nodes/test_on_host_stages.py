@@ -36,6 +36,7 @@ def stages_graph(*stages, sampler_name="euler", shift=12.0):
         positive=(ENCODE, 0),
         negative=(ENCODE, 1),
         sigma_shift=shift,
+        resume="off",
         **before,
     )
     return graph

@@ -120,7 +120,8 @@ def advanced(graph):
     sampler = graph[SAMPLER]["inputs"]
     kept = {
         key: value for key, value in sampler.items()
-        if key.startswith(("model", "cfg", "switch", "boundary", "sigma", "positive", "negative"))
+        if key.startswith(("model", "cfg", "switch", "boundary", "sigma", "positive", "negative",
+                          "resume"))
     }  # fmt: skip
     return {
         **graph,
