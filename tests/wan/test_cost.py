@@ -126,7 +126,15 @@ def test_traced_memory_is_that_of_a_run(dtype: torch.dtype, solver: str) -> None
     shape = latent_shape(9, 128, 128, channels=16)
     wanted = run(SMALL, shape, dtype, solver)
     got = cost.step_bytes(SMALL, shape, dtype, solver=solver).peak
-    assert got == pytest.approx(wanted, rel=0.02)  # measured: 0.0 to 0.9 %
+    assert got == pytest.approx(wanted, rel=0.03)  # 0.0 to 2.0 %: the noise, which is kept here
+
+
+def test_guidance_keeps_one_velocity_while_the_other_is_made() -> None:
+    shape = latent_shape(81, 720, 1280, channels=16)
+    guided, alone = (
+        cost.step_bytes(A14B, shape, torch.bfloat16, guided=guided).peak for guided in (True, False)
+    )
+    assert guided - alone == 4 * 16 * 21 * 90 * 160
 
 
 def test_state_of_a_run_is_what_the_solver_remembers() -> None:
