@@ -13,13 +13,14 @@ from typing import NoReturn
 import torch
 
 from .. import __version__
-from . import convert, decode, generate, inspect, plan, queue, recipe, verify
+from . import convert, decode, generate, inspect, plan, queue, recipe, run, verify
 from .bar import Bar, Messages
 
 FAILED, BAD_INPUT = 1, 2
 INTERRUPTED = 130
 COMMANDS = {
     "generate": generate,
+    "run": run,
     "queue": queue,
     "plan": plan,
     "decode": decode,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from .. import __version__
 from ..checkpoint import BUNDLED, PARTS, find_parts
-from ..config import SamplingConfig
+from ..config import EncodingConfig, SamplingConfig
 from ..guidance import Guidance, parse_guidance
 from ..manifest import KEY, TAG, to_json
 from ..noise import LAYOUTS
@@ -20,7 +20,7 @@ from ..schedule import SCHEDULES
 from ..solvers import SOLVERS
 from ..state import Store
 from ..switch import KINDS, Switch
-from ..video import Clip, FrameWriter, StillWriter, VideoWriter
+from ..video import FORMATS, STILL_FORMATS, Clip, FrameWriter, open_writer
 from .bar import Bar
 from .device import torch_device
 from .latents import save_latents
@@ -103,38 +103,87 @@ def _add_settings(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--noise", choices=LAYOUTS, default=LAYOUTS[0], help="whose initial noise")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The files to make of a clip.
+
+    Attributes:
+        out: the mp4, or the PNG of one frame.
+        sheet, latents: beside it; None makes none.
+        fresh: start anew instead of going on with a run that was kept.
+        fps: frames per second; None takes the request's.
+        format, crf: of an mp4.
+        tags: more metadata of the file.
+    """
+
+    out: Path
+    sheet: Path | None = None
+    latents: Path | None = None
+    fresh: bool = False
+    fps: float | None = None
+    format: str = FORMATS[0]
+    crf: int = EncodingConfig().crf
+    tags: Mapping[str, object] = field(default_factory=dict)
+
+
 def run(given: argparse.Namespace, bar: Bar) -> None:
     """One clip; raises before any weight is read if the input cannot work."""
     pipeline = open_pipeline(given)
     request = read_request(given, pipeline.defaults)
+    wanted = Wanted(
+        out=given.out, sheet=given.contact_sheet, latents=given.save_latents, fresh=given.fresh
+    )
+    make_clip(pipeline, request, wanted, bar, lora_uses(given), given.allow_mismatch)
+
+
+def make_clip(
+    pipeline: Pipeline,
+    request: Request,
+    wanted: Wanted,
+    bar: Bar,
+    loras: Sequence[LoraUse],
+    allow_mismatch: bool,
+) -> None:
+    """Make the files of one clip and print their names.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: something cannot work; no weight is read before.
+    """
     plan = pipeline.plan(request)
-    outputs = check_outputs([given.out, given.contact_sheet, given.save_latents])
-    pipeline = with_loras(pipeline, given)
+    outputs = check_outputs([wanted.out, wanted.sheet, wanted.latents])
+    pipeline = pipeline.with_loras(loras, allow_mismatch=allow_mismatch)
     settings = request.sampling
     manifest = record(pipeline, request, plan)
     metadata = {**describe(request, pipeline), KEY: to_json(manifest)}
-    _open_writer(given.out, settings, metadata)  # says now what cannot be written
+    _open_writer(wanted, settings, metadata)  # says now what cannot be written
 
     bar.show("read weights", 0, 1)
-    keep = Keep(store=Store(folder=given.out.parent / KEPT), fresh=given.fresh, manifest=metadata)
+    keep = Keep(store=Store(folder=wanted.out.parent / KEPT), fresh=wanted.fresh, manifest=metadata)
     latents = pipeline.sample(request, lambda progress: _show_step(bar, plan, progress), keep=keep)
     metadata[KEY] = to_json(with_result(manifest, latents))
-    if given.save_latents:
-        save_latents(given.save_latents, latents, metadata)
+    if wanted.latents:
+        save_latents(wanted.latents, latents, metadata)
     write_clip(
-        pipeline.decode(latents), _open_writer(given.out, settings, metadata),
-        total=settings.num_frames, bar=bar, sheet=given.contact_sheet,
+        pipeline.decode(latents), _open_writer(wanted, settings, metadata),
+        total=settings.num_frames, bar=bar, sheet=wanted.sheet,
     )  # fmt: skip
     for path in outputs:
         print(path)
 
 
-def _open_writer(path: Path, settings: SamplingConfig, metadata: dict[str, object]) -> FrameWriter:
+def _open_writer(
+    wanted: Wanted, settings: SamplingConfig, metadata: dict[str, object]
+) -> FrameWriter:
     clip = Clip(
-        width=settings.width, height=settings.height, fps=settings.fps, metadata={TAG: metadata}
+        width=settings.width,
+        height=settings.height,
+        fps=wanted.fps or settings.fps,
+        metadata={**wanted.tags, TAG: metadata},
     )
-    still = check_still(path, settings.num_frames)
-    return StillWriter(path, clip) if still else VideoWriter(path, clip)
+    still = check_still(wanted.out, settings.num_frames)
+    format = next(iter(STILL_FORMATS)) if still else wanted.format
+    return open_writer(wanted.out, clip, format=format, crf=wanted.crf)
 
 
 def open_pipeline(given: argparse.Namespace) -> Pipeline:
@@ -155,14 +204,13 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
     )
 
 
-def with_loras(pipeline: Pipeline, given: argparse.Namespace) -> Pipeline:
-    """The system with the LoRAs the arguments name; reads their tensors."""
-    uses = [
+def lora_uses(given: argparse.Namespace) -> list[LoraUse]:
+    """The LoRAs the arguments name."""
+    return [
         *_lora_uses(given.lora, None),
         *_lora_uses(given.lora_high, "high"),
         *_lora_uses(given.lora_low, "low"),
     ]
-    return pipeline.with_loras(uses, allow_mismatch=given.allow_mismatch)
 
 
 def _lora_uses(given: Sequence[str], part: str | None) -> list[LoraUse]:

@@ -7,8 +7,18 @@ the server's history.
 
 from .address import Address, parse_address
 from .batch import Batch, first_catalog, read_batch, run_batch
+from .canvas import changed_canvas
 from .catalog import Catalog
-from .jobs import Job, Wishes, make_jobs, parse_seeds, parse_settings, read_table
+from .jobs import (
+    Job,
+    Wishes,
+    changed,
+    make_jobs,
+    parse_seeds,
+    parse_settings,
+    read_changes,
+    read_table,
+)
 from .ledger import MANIFEST, Ledger
 from .pool import Pool
 from .server import Refused, Server, Unavailable
@@ -29,12 +39,15 @@ __all__ = [
     "Watcher",
     "Wishes",
     "Worker",
+    "changed",
+    "changed_canvas",
     "first_catalog",
     "make_jobs",
     "parse_address",
     "parse_seeds",
     "parse_settings",
     "read_batch",
+    "read_changes",
     "read_table",
     "run_batch",
 ]

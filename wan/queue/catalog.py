@@ -135,8 +135,8 @@ def _widget(name: str, told: Any, *, required: bool) -> Widget | None:
 
 
 def _like(name: str, value: Any) -> Widget:
-    """A widget of the type of a value, for inputs the server does not describe."""
-    kinds = ((bool, "BOOLEAN"), (int, "INT"), (float, "FLOAT"))
+    """A widget of the type of a value, for inputs nobody describes; a UI file spells 4.0 as 4."""
+    kinds = ((bool, "BOOLEAN"), (int, "NUMBER"), (float, "NUMBER"))
     kind = next((kind for known, kind in kinds if isinstance(value, known)), "STRING")
     return Widget(name=name, kind=kind)
 
@@ -151,8 +151,9 @@ def _parsed(widget: Widget, text: str) -> Any:
         return next(same, None) if widget.choices else text
     if widget.kind == "BOOLEAN":
         return True if text.lower() in YES else False if text.lower() in NO else None
+    whole = widget.kind == "INT" or (widget.kind == "NUMBER" and text.isdecimal())
     try:
-        number = int(text) if widget.kind == "INT" else float(text)
+        number = int(text) if whole else float(text)
     except ValueError:
         return None
     return number if math.isfinite(number) else None
@@ -161,4 +162,4 @@ def _parsed(widget: Widget, text: str) -> Any:
 def _wanted(widget: Widget) -> str:
     if widget.kind == "COMBO":
         return f"one of {shown(', '.join(map(str, widget.choices)))}"
-    return {"INT": "a whole number", "FLOAT": "a number"}.get(widget.kind, "true or false")
+    return {"INT": "a whole number", "BOOLEAN": "true or false"}.get(widget.kind, "a number")

@@ -7,8 +7,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +80,14 @@ def make_jobs(workflow: Workflow, wishes: Wishes, catalog: Catalog) -> list[Job]
     complete = Workflow({key: catalog.completed(n) for key, n in workflow.nodes.items()})
     if len(wishes.rows or [{}]) * len(wishes.seeds or [0]) > MOST:
         raise ValueError(f"these are more than {MOST} prompts; give fewer rows or seeds")
-    base, jobs, seen = complete.api(), list[Job](), dict[str, str]()
+    jobs, seen = list[Job](), dict[str, str]()
     for number, row in enumerate(wishes.rows or [{}], start=1):
         for seed in wishes.seeds or (None,):
             given = {**wishes.settings, **row}
             if seed is not None:
                 given[SEED] = str(seed)
             told = f"row{number}" if wishes.rows else ""
-            job = _job(complete, base, given, catalog, told)
+            job = _job(complete, given, catalog, told)
             if job.digest in seen:
                 first = f"{seen[job.digest]} and {told or 'two seeds'}"
                 raise ValueError(f"{first} ask for the same clip; give them different seeds")
@@ -97,20 +96,38 @@ def make_jobs(workflow: Workflow, wishes: Wishes, catalog: Catalog) -> list[Job]
     return jobs
 
 
-def _job(
-    workflow: Workflow, base: Graph, given: Mapping[str, str], catalog: Catalog, told: str
-) -> Job:
-    graph = deepcopy(base)
+def read_changes(
+    workflow: Workflow, given: Mapping[str, str], catalog: Catalog
+) -> tuple[dict[Place, Any], dict[str, Any]]:
+    """The values that settings mean: by their place, and by the names they were given with.
+
+    Raises:
+        ValueError: an unknown name, or a value that does not fit.
+    """
     changes: dict[Place, Any] = {}
     settings: dict[str, Any] = {}
     for name, text in given.items():
         for place in find_places(workflow, name, catalog):
-            try:
-                value = catalog.value(workflow.nodes[place.node], place.input, text)
-            except ValueError as error:
-                raise ValueError(f"{told}: {error}" if told else str(error)) from error
-            graph[place.node]["inputs"][place.input] = value
+            value = catalog.value(workflow.nodes[place.node], place.input, text)
             changes[place] = settings[name] = value
+    return changes, settings
+
+
+def changed(workflow: Workflow, changes: Mapping[Place, Any]) -> Workflow:
+    """The same workflow with other values."""
+    nodes = dict(workflow.nodes)
+    for place, value in changes.items():
+        node = nodes[place.node]
+        nodes[place.node] = replace(node, inputs={**node.inputs, place.input: value})
+    return Workflow(nodes)
+
+
+def _job(workflow: Workflow, given: Mapping[str, str], catalog: Catalog, told: str) -> Job:
+    try:
+        changes, settings = read_changes(workflow, given, catalog)
+    except ValueError as error:
+        raise ValueError(f"{told}: {error}" if told else str(error)) from error
+    graph = changed(workflow, changes).api()
     seed = settings.get(SEED)
     plain = {
         key: {"class_type": node["class_type"], "inputs": node["inputs"]}
