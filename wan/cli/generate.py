@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from ..solvers import SOLVERS
 from ..state import Store
 from ..switch import KINDS, Switch
 from ..video import FORMATS, STILL_FORMATS, Clip, FrameWriter, open_writer
+from . import extend
 from .bar import Bar
 from .device import torch_device
 from .latents import save_latents
@@ -53,6 +55,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
         help=f"start anew instead of going on where the same command ended (kept in {KEPT})",
     )  # fmt: skip
     _add_settings(generate.add_argument_group("settings (default: those of the model)"))
+    extend.add_arguments(generate)
     weights = generate.add_argument_group("weights (default: the bundled miniature family)")
     weights.add_argument("--models", type=Path, metavar="FOLDER", help="folder with all four parts")
     for part, name in PARTS.items():
@@ -130,6 +133,10 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     """One clip; raises before any weight is read if the input cannot work."""
     pipeline = open_pipeline(given)
     request = read_request(given, pipeline.defaults)
+    pipeline.plan(request)  # before anybody is asked
+    request = replace(request, prompt=extend.extended(given))
+    if request.prompt != given.prompt:
+        print(f"prompt: {request.prompt}", file=sys.stderr)
     wanted = Wanted(
         out=given.out, sheet=given.contact_sheet, latents=given.save_latents, fresh=given.fresh
     )
