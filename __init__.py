@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from comfy_api.latest import ComfyExtension
 
+WEB_DIRECTORY = "./web"
+
 
 async def comfy_entrypoint() -> ComfyExtension:
     """Return the extension object that ComfyUI registers; nothing heavy is imported before this call."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..wan.checkpoint import detect_transformer_config, family_defaults, format_card
 from .checks import ALLOW_MISMATCH, RARE, problem
@@ -109,7 +109,8 @@ class WanExpertsLoader(io.ComfyNode):
         for oddity in pair.oddities:
             log.warning("%s", oddity)
         models = map(parts.load_expert, (pair.high, pair.low))
-        return io.NodeOutput(*models, _report(pair))
+        report = _report(pair)
+        return io.NodeOutput(*models, report, ui=ui.PreviewText(report))
 
 
 class WanExpertsTextEncoderLoader(io.ComfyNode):

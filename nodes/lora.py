@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..wan.files import shown
 from ..wan.keys.roles import HIGH, LOW
@@ -143,7 +143,8 @@ class WanExpertsLora(io.ComfyNode):
                 models[role] = lora.add_lora(models[role], resolved, strengths[role])
         for told in (*warnings, *chosen.notes):
             log.warning("%s", told)
-        return io.NodeOutput(models[HIGH], models[LOW], "\n".join([*warnings, *lines]))
+        report = "\n".join([*warnings, *lines])
+        return io.NodeOutput(models[HIGH], models[LOW], report, ui=ui.PreviewText(report))
 
 
 def _choose(high: str, low: str, allow_mismatch: bool) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..wan.config import MotionConfig
 from ..wan.guidance import Guidance
@@ -248,7 +248,8 @@ class WanExpertsSampler(io.ComfyNode):
         guider.set_plan(lambda _: plan.noted(*guider.told))
         sampler, sigmas = solver_sampler(run.solver), plan.schedule.sigmas
         out = run_guider(guider, sampler, sigmas, latent_image, samples, noise_seed, noise)
-        return io.NodeOutput(carry(out), plan_text(guider, sampler, sigmas, samples))
+        told = plan_text(guider, sampler, sigmas, samples)
+        return io.NodeOutput(carry(out), told, ui=ui.PreviewText(told))
 
 
 def _check_run(

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from wanexperts import comfy_server
 from wanexperts.tiny.judge import judge, read_video
+from wanexperts.wan.workflow import parse_workflow
+from wanexperts.workflows.build import files
+from wanexperts.workflows.miniature import PROMPTS, shrunk
 
 pytestmark = pytest.mark.comfy
 FOLDER = comfy_server.ROOT / "workflows"
@@ -16,6 +22,7 @@ NOTES = {"Note", "MarkdownNote"}
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 AFTER_GENERATE = {"fixed", "randomize", "increment", "decrement"}
 ABSENT = object()
+BYPASSED = 4
 
 
 def read(path: Path):
@@ -40,11 +47,21 @@ def choices_of(info, key):
 
 
 def as_api(ui, live):
-    """The UI graph as an API graph, by the rules of the frontend."""
+    """The UI graph as an API graph, by the rules of the frontend; bypassed nodes are left out."""
     links = {link[0]: link for link in ui["links"]}
+    nodes = {node["id"]: node for node in ui["nodes"]}
+
+    def source(link):
+        _, origin, slot, *_, kind = links[link]
+        node = nodes[origin]
+        if node["mode"] != BYPASSED:
+            return [str(origin), slot]
+        through = [entry for entry in node["inputs"] if entry["type"] == kind]
+        return source(through[slot]["link"])
+
     api = {}
     for node in ui["nodes"]:
-        if node["type"] in NOTES:
+        if node["type"] in NOTES or node["mode"] == BYPASSED:
             continue
         linked = {slot["name"]: slot["link"] for slot in node["inputs"]}
         values = iter(node["widgets_values"])
@@ -52,26 +69,45 @@ def as_api(ui, live):
         for name, kind, options in specs(live[node["type"]]):
             if kind in WIDGETS:
                 value = next(values, ABSENT)
-                if value is ABSENT:  # a widget that was appended later starts at its default
+                if value is not ABSENT:
+                    inputs[name] = value
+                    if options.get("control_after_generate"):
+                        assert next(values) in AFTER_GENERATE
+                else:  # a widget that keeps its default, or was appended later
                     assert name in live[node["type"]]["input_order"]["optional"]
-                    continue
-                inputs[name] = value
-                if options.get("control_after_generate"):
-                    assert next(values) in AFTER_GENERATE
             if linked.get(name) is not None:
-                _, source, slot, target, _, _ = links[linked[name]]
-                assert target == node["id"]
-                inputs[name] = [str(source), slot]
+                assert links[linked[name]][3] == node["id"]
+                inputs[name] = source(linked[name])
         assert next(values, None) is None, f"{node['type']} has too many widget values"
         api[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     return api
 
 
+def bare(api):
+    """Classes and inputs alone."""
+    return {i: {key: node[key] for key in ("class_type", "inputs")} for i, node in api.items()}
+
+
+def test_the_files_are_what_their_description_says():
+    for path, told in files().items():
+        assert path.read_text(encoding="utf-8") == told, "run: python -m workflows.build"
+    assert {path.stem for path in files() if path.parent == FOLDER} == set(NAMES)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_both_formats_are_one_graph(host, name):
     ui, api = read(FOLDER / f"{name}.json"), read(FOLDER / "api" / f"{name}.json")
-    bare = {i: {k: n[k] for k in ("class_type", "inputs")} for i, n in api.items()}
-    assert as_api(ui, host.get("/object_info")) == bare
+    assert as_api(ui, host.get("/object_info")) == bare(api)
+    assert bare(parse_workflow(ui).api()) == bare(api)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_asks_for_all_that_is_required(host, name):
+    live = host.get("/object_info")
+    for node in read(FOLDER / "api" / f"{name}.json").values():
+        order = live[node["class_type"]]["input_order"]
+        assert set(order["required"]) <= set(node["inputs"])
+        assert set(node["inputs"]) <= {*order["required"], *order.get("optional", [])}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,9 +125,15 @@ def test_ui_format_is_whole(host, name):
     for node in ui["nodes"]:
         if node["type"] in NOTES:
             continue
-        told = [(out["name"], out["type"]) for out in node["outputs"]]
+        told = [out["type"] for out in node["outputs"]]
         info = live[node["type"]]
-        assert told == list(zip(info["output_name"], info["output"], strict=True))
+        assert told == info["output"]
+        if node["type"].startswith("WanExperts"):
+            assert [out["name"] for out in node["outputs"]] == info["output_name"]
+        for slot in node["inputs"]:
+            kinds = {key: kind for key, kind, _ in specs(info)}
+            assert slot["type"] == kinds[slot["name"]]
+            assert ("widget" in slot) == (slot["type"] in WIDGETS)
         assert node["properties"]["Node name for S&R"] == node["type"]
         assert node["properties"]["cnr_id"] in ("wanexperts", "comfy-core")
 
@@ -110,9 +152,10 @@ def test_values_are_within_the_live_limits(host, name):
                 assert value in choices_of(live[node["class_type"]], key)
 
 
-def test_real_model_lists_where_to_get_its_files(host):
-    ui = read(FOLDER / "wan22_t2v_a14b.json")
-    known = {"diffusion_models", "text_encoders", "vae"}
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "wan_tiny_t2v"])
+def test_real_model_lists_where_to_get_its_files(name):
+    ui = read(FOLDER / f"{name}.json")
+    known = {"diffusion_models", "text_encoders", "vae", "loras"}
     told = []
     for node in ui["nodes"]:
         for model in node["properties"].get("models", []):
@@ -128,6 +171,31 @@ def test_real_model_lists_where_to_get_its_files(host):
         if str(value).endswith(".safetensors")
     ]
     assert sorted(told) == sorted(wanted)
+    notes = [node["widgets_values"][0] for node in ui["nodes"] if node["type"] in NOTES]
+    assert len(notes) == 2  # English, Chinese
+    for note in notes:
+        assert all(f"`{name}`" in note for name in told)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_template_has_a_thumbnail(host, name):
+    path = f"http://{host.url}/api/workflow_templates/{comfy_server.PACK}/{name}.jpg"
+    with urllib.request.urlopen(path, timeout=30) as answer:
+        data = answer.read()
+    assert len(data) < 40_000
+    width, height = Image.open(io.BytesIO(data)).size
+    assert width == height >= 256
+
+
+def test_the_blueprint_is_offered(host):
+    if host.version.startswith("0.3.6"):  # 0.3.67 has them
+        return
+    offered = host.get("/global_subgraphs")
+    (key,) = [key for key, told in offered.items() if told["name"] == "Wan text to video"]
+    told = host.get(f"/global_subgraphs/{key}")
+    assert told["info"]["node_pack"] == f"custom_nodes.{comfy_server.PACK}"
+    data = json.loads(told["data"])
+    assert data == read(comfy_server.ROOT / "subgraphs" / "Wan text to video.json")
 
 
 def test_the_template_browser_lists_them(host):
@@ -139,22 +207,38 @@ def test_the_tiny_family_is_listed_out_of_the_box(host):
     live = host.get("/object_info")
     for node in read(FOLDER / "api" / "wan_tiny_t2v.json").values():
         for key, kind, _ in specs(live[node["class_type"]]):
-            if kind == "COMBO" and str(node["inputs"][key]).endswith(".safetensors"):
+            if kind == "COMBO" and str(node["inputs"].get(key)).endswith(".safetensors"):
                 assert node["inputs"][key] in choices_of(live[node["class_type"]], key)
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "a red circle moves left on a white background",
-        "一个蓝色正方形在粉色背景上向上移动",
-    ],
-    ids=["en", "zh"],
-)
-def test_the_tiny_workflow_shows_what_the_prompt_says(host, prompt):
+@pytest.mark.parametrize("name", NAMES)
+def test_every_template_shows_what_its_prompt_says(host, name):
+    """With the bundled family in place of the files that must be downloaded; English."""
+    graph = shrunk(read(FOLDER / "api" / f"{name}.json"), PROMPTS[name])
+    outputs = host.run(graph)
+    (saved,) = [told["images"][0] for told in outputs.values() if told.get("images")]
+    verdict = judge(read_video(host.path(saved)), PROMPTS[name])
+    assert all(verdict.values()), verdict
+
+
+def test_the_tiny_workflow_shows_what_a_chinese_prompt_says(host):
+    prompt = "一个蓝色正方形在粉色背景上向上移动"
     graph = read(FOLDER / "api" / "wan_tiny_t2v.json")
     graph[comfy_server.node_of(graph, "WanExpertsTextEncode")]["inputs"]["positive"] = prompt
     outputs = host.run(graph)
     saved = outputs[comfy_server.node_of(graph, "WanExpertsDecodeToVideo")]["images"][0]
     verdict = judge(read_video(host.path(saved)), prompt)
     assert all(verdict.values()), verdict
+
+
+def test_nodes_tell_what_they_found_and_did(host):
+    graph = read(FOLDER / "api" / "wan_tiny_t2v.json")
+    loader, sampler = (
+        comfy_server.node_of(graph, kind) for kind in ("WanExpertsLoader", "WanExpertsSampler")
+    )
+    graph[loader]["inputs"]["allow_mismatch"] = True  # no other test's: a cached node tells nothing
+    graph[sampler]["inputs"]["steps"] = 2
+    outputs = host.run(graph)
+    (report,), (plan,) = outputs[loader]["text"], outputs[sampler]["text"]
+    assert "wan_tiny_t2v_high_noise.safetensors" in report
+    assert plan.startswith("2 steps, unipc grid, shift 5: ")

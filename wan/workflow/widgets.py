@@ -22,16 +22,18 @@ WIDGETS: dict[str, tuple[str, ...]] = {
     "WanExpertsSampler": (
         "noise_seed", NOT_NAMED, "steps", *_EXPERTS, "sampler_name", "scheduler", "sigma_shift",
         *_SWITCH, *_MORE, "preset",
+        "noise", "resume",
     ),
     "WanExpertsPlan": ("time_a_block",),
-    "WanExpertsGuider": (*_EXPERTS, "sigma_shift", *_SWITCH, *_MORE),
+    "WanExpertsGuider": (*_EXPERTS, "sigma_shift", *_SWITCH, *_MORE, "resume"),
+    "WanExpertsNoise": ("noise_seed", NOT_NAMED, "layout"),
     "WanExpertsSchedule": (
         "scheduler", "steps", "sigma_shift", "switch", "boundary", "switch_step", "switch_value",
         "timesteps",
     ),
     "WanExpertsSolver": ("sampler_name",),
     "WanExpertsStage": ("name", "cfg", "until", "until_value", "cfg_curve"),
-    "WanExpertsStagesGuider": ("sigma_shift",),
+    "WanExpertsStagesGuider": ("sigma_shift", "resume"),
     "WanExpertsRecipe": ("recipe",),
     "WanExpertsVerify": ("file", "other_file"),
     "WanExpertsDecode": (),
@@ -60,6 +62,7 @@ WIDGETS: dict[str, tuple[str, ...]] = {
     "ModelSamplingSD3": ("shift",),
     "CLIPTextEncode": ("text",),
     "CreateVideo": ("fps",),
+    "SaveVideo": ("filename_prefix", "format", "codec"),
     "SaveLatent": ("filename_prefix",),
 }  # fmt: skip
 """Class -> names in the order of ``widgets_values``."""

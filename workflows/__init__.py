@@ -1,0 +1,1 @@
+"""Templates of the template browser, and what writes them."""
