@@ -14,7 +14,7 @@ line per length:
 - ``ratio``: ``both_s`` over the longer of the two, 1 where one hides behind the other completely;
 - ``cpu_share``: processor seconds of decoding and encoding alone, over what all cores have in
   ``decode_s`` or ``encode_s``, whichever is longer. Above 1 no program could reach a ratio of 1 here;
-- ``peak_mb``: peak of memory that no file backs while ``both`` runs, above what was there before.
+- ``peak_mb``: peak of resident memory while ``both`` runs, above imports, weights and latents.
 
 Seconds are the best of ``--repeats``, taken in turns: other work on the machine only adds. The peak
 is measured first, in the fresh process.
@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -41,14 +40,13 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 from torch.nn.functional import interpolate  # noqa: E402
 
-from benchmarks.load_pair import MB, Peak  # noqa: E402
+from benchmarks.peak import PeakRSS, hardware  # noqa: E402
 from wan.config import T2V_A14B  # noqa: E402
 from wan.shapes import TEMPORAL_STRIDE, latent_frames  # noqa: E402
 from wan.vae import WanVAE  # noqa: E402
 from wan.video import FORMATS, Clip, FrameWriter, open_writer, to_frames  # noqa: E402
 
 FPS = 16
-WARM_UP = 5
 MOVES = 32
 
 
@@ -130,8 +128,7 @@ class Case:
 def measure(given: argparse.Namespace, frames: int, folder: Path) -> dict[str, object]:
     """One length, in this process."""
     case = Case(given, frames, folder)
-    case.decode(WARM_UP)  # what is made once must not count
-    with Peak() as peak:
+    with PeakRSS() as peak:
         case.both()
     chunks = list(case.decoded())
     ways: dict[str, Callable[[], None]] = {
@@ -154,7 +151,7 @@ def measure(given: argparse.Namespace, frames: int, folder: Path) -> dict[str, o
         **{f"{name}_s": round(value, 3) for name, value in best.items()},
         "ratio": round(best["both"] / longer, 3),
         "cpu_share": round(work / (longer * cores), 3),
-        "peak_mb": round(peak.bytes / MB, 1),
+        "peak_mb": peak.mb,
     }
 
 
@@ -180,8 +177,7 @@ def main() -> None:
     about = {
         "width": given.width, "height": given.height, "dim": given.dim, "dtype": given.dtype,
         "device": given.device, "wait_ms": given.wait, "format": given.format, "torch": torch.__version__,
-        "machine": platform.machine(), "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
+        "threads": torch.get_num_threads(), **hardware(),
     }  # fmt: skip
     lines = []
     for frames in given.frames:
@@ -193,7 +189,8 @@ def main() -> None:
         lines.append(json.dumps({"benchmark": "decode_to_file", **told, **about}))
         print(lines[-1], flush=True)
     if given.out:
-        given.out.write_text("\n".join(lines) + "\n")
+        with given.out.open("a") as out:
+            out.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
