@@ -1,4 +1,6 @@
-"""Who works on which prompt: each has one owner, who alone may end it, so nothing is lost or made twice."""
+"""Who works on which prompt: it waits here or is with one server, who alone gives it back or ends it, so
+nothing is lost or made twice.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,6 @@ class Pool:
         self._waiting = deque(self.jobs)
         self._left = len(self._waiting)
         self._servers = set(servers)
-        self._owner: dict[Job, str] = {}
         self._refusals: dict[Job, dict[str, str]] = {}
         self._losses: dict[Job, int] = {}
         self._seen = time.monotonic()
@@ -60,21 +61,19 @@ class Pool:
             self._change.wait_for(lambda: self._stopped, seconds)
 
     def take(self, server: str, seconds: float = 0.0) -> Job | None:
-        """A prompt for ``server``, which owns it from now on; None if none comes in time."""
+        """A prompt that is ``server``'s from now on; None if none comes in time."""
         with self._change:
             self._change.wait_for(lambda: self._stopped or self._next(server) is not None, seconds)
             job = None if self._stopped else self._next(server)
             if job is not None:
                 self._waiting.remove(job)
-                self._owner[job] = server
             return job
 
     def give_back(self, job: Job) -> None:
         """Its server is away: others may have it, before what waits."""
         with self._change:
-            if self._owner.pop(job, None) is not None:
-                self._waiting.appendleft(job)
-                self._change.notify_all()
+            self._waiting.appendleft(job)
+            self._change.notify_all()
 
     def lose(self, job: Job) -> None:
         """A server came back without it: it ended while the prompt ran, or waited."""
@@ -127,7 +126,7 @@ class Pool:
             self._change.notify_all()
 
     def is_free(self, job: Job) -> bool:
-        """Whether it waits for an owner."""
+        """Whether it waits for a server."""
         return job in self._waiting
 
     def _next(self, server: str) -> Job | None:
@@ -138,7 +137,6 @@ class Pool:
         return self._refusals.get(job, {})
 
     def _end(self, job: Job) -> None:
-        self._owner.pop(job, None)
         self._left -= 1
         self._stopped = self._stopped or self._left == 0
         self._change.notify_all()
