@@ -69,9 +69,12 @@ class Host:
         output: Path | None = None,
         options: Sequence[str] = ("--cpu",),
         node_files: Sequence[Path] = (),
+        pack: Path = ROOT,
+        folder: str = PACK,
     ) -> None:
         """``output`` is where results go (default: a temporary folder), ``options`` are flags,
-        ``node_files`` single-file custom nodes to load beside the pack.
+        ``node_files`` single-file custom nodes to load beside the pack, which lies in ``pack`` and
+        is called ``folder`` below custom_nodes.
         """
         self.checkout = checkout
         self._base = tempfile.TemporaryDirectory(prefix="wanexperts-")
@@ -80,6 +83,7 @@ class Host:
         self.log = self.base / "server.log"
         self._options = list(options)
         self._node_files = list(node_files)
+        self._pack, self._folder = pack, folder
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.version = ""
@@ -122,12 +126,12 @@ class Host:
         (self.base / "web" / "index.html").write_text("<html></html>")
         for file in self._node_files:
             shutil.copy(file, self.base / "custom_nodes")
-        link = self.base / "custom_nodes" / PACK
+        link = self.base / "custom_nodes" / self._folder
         try:
-            link.symlink_to(ROOT, target_is_directory=True)
+            link.symlink_to(self._pack, target_is_directory=True)
         except OSError:  # Windows without developer mode
             skip = shutil.ignore_patterns(".*", "work", "output", "__pycache__")
-            shutil.copytree(ROOT, link, ignore=skip)
+            shutil.copytree(self._pack, link, ignore=skip)
 
     def _command(self, port: int) -> list[str]:
         return [

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import json
+import urllib.request
 from pathlib import Path
 
 import pytest
+from wanexperts.comfy_server import PACK
 
 from .faces import ours, public, texts
 
@@ -46,3 +48,14 @@ def test_the_pack_loads_in_silence(host):
     names = [line for line in log.splitlines() if "ComfyUI-WanExperts" in line]
     assert len(names) == 1  # the line with its import time
     assert "IMPORT FAILED" not in names[0]
+
+
+def test_words_and_help_pages_are_served(host):
+    words = host.get("/i18n")
+    assert {"en", "zh"} <= set(words)
+    for node in asked(host):
+        assert words["zh"]["nodeDefs"][node]["display_name"]
+    page = f"http://{host.url}/extensions/{PACK}/docs/WanExpertsSampler/zh.md"
+    with urllib.request.urlopen(page, timeout=30) as answer:
+        assert "html" not in answer.headers["Content-Type"]  # the frontend takes that for an error
+        assert answer.read().decode().startswith("# Wan 双专家采样")
