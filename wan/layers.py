@@ -1,4 +1,4 @@
-"""Small modules of the transformer: normalisation, timestep features, modulation.
+"""Small pieces of the transformer: normalisation, timestep features, modulation, weights made ready.
 
 Shape legend: B batch, L tokens, D model dim.
 """
@@ -6,10 +6,13 @@ Shape legend: B batch, L tokens, D model dim.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from .ops import widest_float
 
@@ -22,6 +25,44 @@ class Modulation(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
+
+
+Linear = Callable[[Tensor], Tensor]
+Ready = Callable[[nn.Module, Tensor], Linear]
+"""``(layer, x)`` to the layer as a function of inputs like ``x``; see :func:`ready`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """A linear map whose weight (out, in) and bias (out,) fit its input's device and dtype."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map ``(..., in)`` to ``(..., out)``."""
+        return functional.linear(x, self.weight, self.bias)
+
+
+def ready(layer: nn.Module, x: Tensor) -> Linear:
+    """A linear layer for many inputs like ``x``: cast, patched and unpacked once, while it is held.
+
+    A layer of another maker is called as it is.
+    """
+    plain: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = getattr(layer, "plain", None)
+    if plain is None:
+        return layer.__call__
+    weight, bias = plain(x)
+    return Plain(weight, bias)
+
+
+def write(linear: Linear, x: Tensor, out: Tensor) -> None:
+    """``out[:] = linear(x)``, without a copy where the product can be written in place."""
+    if isinstance(linear, Plain) and linear.bias is not None and out.is_contiguous():
+        rows = out.view(-1, out.shape[-1])
+        torch.addmm(linear.bias, x.reshape(-1, x.shape[-1]), linear.weight.t(), out=rows)
+    else:
+        out.copy_(linear(x))
 
 
 def timestep_features(timestep: Tensor, freq_dim: int) -> Tensor:
@@ -42,11 +83,21 @@ def timestep_features(timestep: Tensor, freq_dim: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1).float()
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x * (1 + scale) + shift`` in float32. x ``(B, L, D)``; shift, scale ``(B, 1, D)``."""
-    return torch.addcmul(shift, x.float(), 1 + scale)
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """``layer_norm(x) * (1 + scale) + shift`` in ``x``'s dtype, statistics in float32.
+
+    x ``(B, L, D)``; shift, scale ``(B, 1, D)`` float32. One pass where the rows are one sample's.
+    """
+    if len(shift) == 1:
+        weight, bias = (1 + scale).flatten().to(x.dtype), shift.flatten().to(x.dtype)
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    normed = functional.layer_norm(x, x.shape[-1:], eps=eps)
+    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
 
 
-def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """Layer norm without affine parameters, float32 statistics, returned in ``x``'s dtype."""
-    return torch.nn.functional.layer_norm(x.float(), (x.shape[-1],), eps=eps).to(x.dtype)
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its tanh formula; without gradients in place."""
+    if torch.is_grad_enabled():
+        return functional.gelu(x, approximate="tanh")
+    out: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    return out

@@ -80,9 +80,13 @@ def _bias(module: nn.Module, x: Tensor) -> Tensor | None:
 class Linear(nn.Linear):
     """``nn.Linear`` whose weights follow the dtype of the input."""
 
+    def plain(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as an input like ``x`` needs them."""
+        return current(self, "weight", x), _bias(self, x)
+
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)`` in the input's dtype."""
-        return functional.linear(input, current(self, "weight", input), _bias(self, input))
+        return functional.linear(input, *self.plain(input))
 
 
 class Conv2d(nn.Conv2d):
@@ -114,12 +118,24 @@ class LayerNorm(nn.LayerNorm):
         return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
 
 
+FUSED_RMS_NORM = ("cuda", "mps")
+"""Devices on which PyTorch's RMS norm is one kernel."""
+
+
 class RMSNorm(nn.RMSNorm):
     """``nn.RMSNorm`` whose weights follow the dtype of the input."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise the last axes in the input's dtype."""
-        return functional.rms_norm(x, self.normalized_shape, current(self, "weight", x), self.eps)
+        """Normalise the last axes in the input's dtype, statistics in float32."""
+        weight = current(self, "weight", x)
+        if x.device.type in FUSED_RMS_NORM:
+            return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
+        # PyTorch has no kernel for it here and would make six passes in float32.
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.rsqrt(length.square() / x.shape[-1] + self.eps)
+        if torch.is_grad_enabled():
+            return (x * scale * weight).to(x.dtype)
+        return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight)
 
 
 def look_up(table: Tensor, ids: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import comfy.model_base
@@ -25,8 +26,9 @@ from ...wan.config import (
 )
 from ...wan.quant import Quant
 from ...wan.shapes import token_grid
-from ...wan.transformer import Tokens, WanTransformer
+from ...wan.transformer import Text, Tokens, WanTransformer, chunk_tokens
 from . import compat
+from .held import held
 from .interrupt import check_interrupted
 from .mapped import settle
 from .patches import changed_at_use, patch_at_use
@@ -79,7 +81,9 @@ class HostTransformer(WanTransformer):
     ) -> None:
         """Called by ``BaseModel``, which passes its whole ``unet_config``."""
         attention = HostAttention()
-        super().__init__(config, ops=operations, attention=attention, device=device, dtype=dtype)
+        super().__init__(
+            config, ops=operations, attention=attention, make=held, device=device, dtype=dtype
+        )
         self._attention = attention
 
     def forward(
@@ -111,7 +115,7 @@ class HostTransformer(WanTransformer):
             raise ValueError("the expert got no text; connect a conditioning from a text encoder")
         options = transformer_options or {}
         context = self._cut(context)
-        self._check(x, context)
+        self._check(x)
         grid = token_grid(*x.shape[2:])
         hidden, time, tokens = self.embed(x, timestep, context, grid)
         self._attention.options = options
@@ -132,12 +136,13 @@ class HostTransformer(WanTransformer):
                 continue
 
             def original(args: dict[str, Any], block: Any = block) -> dict[str, Tensor]:
-                seen = Tokens(time=args["vec"], context=args["txt"], rope=args["pe"])
-                return {"img": block(args["img"], seen)}
+                seen = tokens._replace(time=args["vec"], text=Text(args["txt"]), rope=args["pe"])
+                # A block writes into what it gets; a patch may keep that and look at it later.
+                return {"img": block(args["img"].clone(), seen)}
 
             args = {
                 "img": hidden,
-                "txt": tokens.context,
+                "txt": tokens.text.rows,
                 "vec": tokens.time,
                 "pe": tokens.rope,
                 "transformer_options": options,
@@ -216,13 +221,15 @@ class HostModel(comfy.model_base.WAN21):
 def activation_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> float:
     """Peak bytes of one forward over ``tokens`` tokens in a compute dtype of ``itemsize`` bytes.
 
-    Counted on :class:`Block`: the float32 residual and two float32 temporaries are always there; on
-    top come either the attention inputs or the two feed-forward activations.
+    Hidden state, keys and values; four temporaries of the tokens worked on at a time (what goes into
+    a projection, its result, normed, and rotated); the rotations; the latents and a velocity, which
+    guidance keeps; and the text with its own.
     """
-    residual = 3 * 4 * config.dim
-    attention = 6 * itemsize * config.dim
-    feed_forward = itemsize * (config.dim + 2 * config.ffn_dim)
-    return float(tokens * (residual + max(attention, feed_forward)))
+    latents = 4 * tokens * prod(config.patch_size) * (config.in_dim + config.out_dim)
+    text = 4 * config.text_len * (config.dim + config.text_dim)
+    rotations = 4 * tokens * config.dim // config.num_heads
+    rows = 3 * tokens + 4 * chunk_tokens(tokens)
+    return float((rows * config.dim + text) * itemsize + rotations + latents)
 
 
 class ModelConfig(comfy.supported_models.WAN21_T2V):

@@ -10,7 +10,6 @@ from typing import Any
 import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...wan.quant import FORMATS, Quant, QuantEmbedding, QuantLinear, dequantise, replace_layers
 from ...wan.quant.layers import PackedLayer
@@ -58,10 +57,9 @@ class HostPacked(PackedLayer):
 class HostQuantLinear(HostPacked, QuantLinear):
     """:class:`QuantLinear`; its bias is an ordinary weight of the host."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``(..., in)`` to ``(..., out)`` in the input's dtype, on its device."""
-        weight = self.numbers(input.device, input.dtype)
-        return functional.linear(input, weight, self._bias(input))
+    def plain(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The whole weight and the bias as an input like ``x`` needs them."""
+        return self.numbers(x.device, x.dtype), self._bias(x)
 
     def _bias(self, input: Tensor) -> Tensor | None:
         if self.bias is None:

@@ -17,7 +17,7 @@ def test_a_head_of_128_is_split_44_42_42():
 
 def test_table_holds_the_angle_of_each_axis():
     table = rope_table(GRID, 128)
-    assert table.shape == (2, GRID.tokens, 64)
+    assert table.shape == (GRID.tokens, 2, 64)
     token = 2 * 20 + 3 * 5 + 4  # frame 2, row 3, column 4
     for pair, angle in [
         (0, 2.0),
@@ -26,18 +26,21 @@ def test_table_holds_the_angle_of_each_axis():
         (23, 3.0 * 10000 ** (-2 / 42)),
         (43, 4.0),
     ]:
-        assert math.isclose(table[0, token, pair].item(), math.cos(angle), abs_tol=1e-6)
-        assert math.isclose(table[1, token, pair].item(), math.sin(angle), abs_tol=1e-6)
+        assert math.isclose(table[token, 0, pair].item(), math.cos(angle), abs_tol=1e-6)
+        assert math.isclose(table[token, 1, pair].item(), math.sin(angle), abs_tol=1e-6)
 
 
-def test_rotation_keeps_norms_and_pairs_are_interleaved():
+def test_pairs_are_interleaved_and_turn_by_their_angle_into_halves():
     torch.manual_seed(0)
     x = torch.randn(2, GRID.tokens, 3, 128)
     rotated = apply_rope(x, rope_table(GRID, 128))
     assert rotated.shape == x.shape
-    pairs = x.view(*x.shape[:-1], 64, 2).norm(dim=-1)
-    assert torch.allclose(rotated.view(*x.shape[:-1], 64, 2).norm(dim=-1), pairs, atol=1e-5)
-    assert torch.equal(rotated[:, 0], x[:, 0])  # the first token is at position 0 on every axis
+    turned = torch.complex(*rope_table(GRID, 128)[:, None].unbind(-2))
+    wanted = torch.view_as_complex(x.unflatten(-1, (64, 2)).contiguous()) * turned
+    assert torch.allclose(rotated, torch.cat([wanted.real, wanted.imag], dim=-1), atol=1e-6)
+    out = torch.empty_like(x)
+    assert torch.equal(apply_rope(x, rope_table(GRID, 128), out), rotated)
+    assert torch.equal(out, rotated)
 
 
 def test_scores_depend_on_relative_position_only():

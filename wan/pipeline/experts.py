@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention import Attention, plain, sdpa
 from ..checkpoint import load_transformer, place
@@ -18,13 +18,13 @@ from ..guidance import cfg, needs_uncond
 from ..lora import Resolved, apply_loras
 from ..schedule import Schedule, Velocity
 from ..sentinel import Rung
-from ..transformer import Block, SelfAttention, WanTransformer
+from ..transformer import SelfAttention, WanTransformer
 from .request import Phase, Plan
 
 log = logging.getLogger(__name__)
 
-SMALL_PARTS = 16
-"""Parts of the feed-forward where memory ran out: its hidden states are the largest of a block."""
+FEW_TOKENS = 256
+"""Tokens worked on at a time where memory ran out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,12 +34,12 @@ class Compute:
     Attributes:
         dtype: of its matrix products.
         attention: the kernel.
-        parts: into how many runs of tokens the feed-forward is divided.
+        chunk: tokens worked on at a time, None for the network's own rule.
     """
 
     dtype: torch.dtype
     attention: Attention = sdpa
-    parts: int = 1
+    chunk: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +83,7 @@ class Networks:
         return rungs
 
     def relief(self, compute: Compute) -> list[Rung]:
-        """Smaller ways than ``compute``: with memory tidied up, then the feed-forward in parts."""
+        """Smaller ways than ``compute``: with memory tidied up, then fewer tokens at a time."""
 
         def tidied() -> Velocity:
             gc.collect()
@@ -91,12 +91,10 @@ class Networks:
                 torch.cuda.empty_cache()
             return self.velocity(compute)
 
-        small = replace(compute, parts=SMALL_PARTS)
+        small = replace(compute, chunk=FEW_TOKENS)
         return [
             Rung(name="memory tidied up", build=tidied),
-            Rung(
-                name=f"the feed-forward in {SMALL_PARTS} parts", build=lambda: self.velocity(small)
-            ),
+            Rung(name=f"{FEW_TOKENS} tokens at a time", build=lambda: self.velocity(small)),
         ]
 
     def _guided(self, phase: Phase, compute: Compute, schedule: Schedule) -> Velocity:
@@ -127,7 +125,6 @@ class Networks:
                 (lora, strength * phase.loras)
                 for lora, strength in self._weights.loras[phase.expert]
             ]
-            _set_parts(model, 1)  # patches are found by the names of the official layers
             apply_loras(model, used if phase.loras else ())
             self._strength = phase.loras
         _set_compute(model, compute)
@@ -138,23 +135,4 @@ def _set_compute(model: WanTransformer, compute: Compute) -> None:
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.attention = compute.attention
-    _set_parts(model, compute.parts)
-
-
-def _set_parts(model: WanTransformer, parts: int) -> None:
-    for block in model.blocks:
-        assert isinstance(block, Block)
-        whole = block.ffn.whole if isinstance(block.ffn, _InParts) else block.ffn
-        block.ffn = whole if parts == 1 else _InParts(whole, parts)  # type: ignore[assignment]
-
-
-class _InParts(nn.Module):
-    """A feed-forward over some tokens after the others; they do not know of each other."""
-
-    def __init__(self, whole: nn.Module, parts: int) -> None:
-        super().__init__()
-        self.whole, self.parts = whole, parts
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``(B, L, D)`` to ``(B, L, D)``."""
-        return torch.cat([self.whole(part) for part in x.chunk(self.parts, dim=1)], dim=1)
+    model.chunk = compute.chunk

@@ -71,11 +71,14 @@ class QuantLinear(PackedLayer):
         self.out_features, self.in_features = quant.shape
         self.bias = bias
 
+    def plain(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The whole weight and the bias as an input like ``x`` needs them."""
+        bias = None if self.bias is None else current(self, "bias", x)
+        return self.numbers(x.device, x.dtype), bias
+
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(..., in)`` to ``(..., out)`` in the input's dtype, on its device."""
-        weight = self.numbers(input.device, input.dtype)
-        bias = None if self.bias is None else current(self, "bias", input)
-        return functional.linear(input, weight, bias)
+        return functional.linear(input, *self.plain(input))
 
 
 class QuantEmbedding(PackedLayer):

@@ -1,0 +1,240 @@
+"""The blocks of the transformer, which work on the tokens in parts and write into the hidden state.
+
+Shape legend: B batch, L tokens, S text rows, D model dim, N heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..attention import Attention
+from ..config import TransformerConfig
+from ..layers import (
+    Modulation,
+    Ready,
+    gelu,
+    modulated_norm,
+    write,
+)
+from ..ops import Ops, current
+from ..rope import apply_rope
+
+SLOTS = 6
+SCRATCH = 20
+"""Part of the sequence that is worked on at a time: its temporaries are about four hidden states of
+these tokens, 0.2 of the whole."""
+FEW_TOKENS, MANY_TOKENS = 1024, 4096
+"""Below the first, matrix products are slow; above the second they get no faster."""
+
+
+class Text(NamedTuple):
+    """A prompt as one expert read it."""
+
+    rows: Tensor
+    """``(B, S, D)`` embedded rows."""
+    bias: Tensor | None = None
+    """``(S,)`` added to the scores of each row; None where every row counts once."""
+    kept: dict[nn.Module, tuple[Tensor, Tensor]] | None = None
+    """Keys and values ``(B, S, N, D / N)`` by the layer that made them, from its first use on; None
+    where they are made anew each time."""
+
+
+class Tokens(NamedTuple):
+    """What every block sees besides the hidden state."""
+
+    time: Tensor
+    """``(B, 6, D)`` float32, shared by all blocks before their own modulation is added."""
+    text: Text
+    """The prompt; the dtype of its rows is that of the computation."""
+    rope: Tensor
+    """``(L, 2, head_dim // 2)`` float32."""
+    chunk: int
+    """How many tokens are worked on at a time where no gradient is wanted."""
+
+
+Norm = Callable[[Tensor], Tensor]
+"""Part of the hidden state to what a branch reads, in the compute dtype."""
+Branch = Callable[[Tensor, slice], Tensor]
+"""``(part of the hidden state, its place in the sequence)`` to what is added to that part."""
+
+
+def chunk_tokens(tokens: int) -> int:
+    """How many of ``tokens`` tokens are worked on at a time."""
+    return min(MANY_TOKENS, max(FEW_TOKENS, tokens // SCRATCH))
+
+
+def add(x: Tensor, branch: Branch, gate: Tensor | None, chunk: int) -> Tensor:
+    """``x + gate * branch(x)``; without gradients in place, ``chunk`` tokens of ``(B, L, D)`` at a time."""
+    if torch.is_grad_enabled():
+        out = branch(x, slice(None))
+        return x + out if gate is None else torch.addcmul(x, out, gate)
+    for start in range(0, x.shape[1], chunk):
+        where = slice(start, start + chunk)
+        part = x[:, where]
+        out = branch(part, where)
+        part.add_(out) if gate is None else part.addcmul_(out, gate)
+    return x
+
+
+class SelfAttention(nn.Module):
+    """Attention over all tokens with full-width RMS-normed, rotated queries and keys."""
+
+    def __init__(
+        self, config: TransformerConfig, ops: Ops, attention: Attention, factory: dict[str, object]
+    ) -> None:
+        """Four biased projections of width ``dim`` and two RMS norms over the full ``dim``."""
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.attention = attention
+        self.q = ops.Linear(config.dim, config.dim, **factory)
+        self.k = ops.Linear(config.dim, config.dim, **factory)
+        self.v = ops.Linear(config.dim, config.dim, **factory)
+        self.o = ops.Linear(config.dim, config.dim, **factory)
+        self.norm_q = ops.RMSNorm(config.dim, eps=config.eps, **factory)
+        self.norm_k = ops.RMSNorm(config.dim, eps=config.eps, **factory)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """``(B, L, D)`` to ``(B, L, N, D / N)``."""
+        return rearrange(x, "b l (n d) -> b l n d", n=self.num_heads)
+
+    def to_tokens(self, x: Tensor, norm: Norm, tokens: Tokens, make: Ready) -> Branch:
+        """Attention of tokens to all of ``norm(x)``, whose keys and values are made here."""
+        keys, values = self._keys_values(x, norm, tokens, make)
+        query, output = make(self.q, tokens.text.rows), make(self.o, tokens.text.rows)
+
+        def branch(part: Tensor, where: slice) -> Tensor:
+            q = self._rotated(query(norm(part)), self.norm_q, tokens.rope[where])
+            return output(self.attention(q, keys, values))
+
+        return branch
+
+    def _keys_values(
+        self, x: Tensor, norm: Norm, tokens: Tokens, make: Ready
+    ) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values ``(B, L, N, D / N)`` of all tokens."""
+        key, value = make(self.k, tokens.text.rows), make(self.v, tokens.text.rows)
+        if torch.is_grad_enabled():
+            y = norm(x)
+            return self._rotated(key(y), self.norm_k, tokens.rope), self.heads(value(y))
+        keys, values = (torch.empty_like(x, dtype=tokens.text.rows.dtype) for _ in range(2))
+        for start in range(0, x.shape[1], tokens.chunk):
+            where = slice(start, start + tokens.chunk)
+            y = norm(x[:, where])
+            write(value, y, values[:, where])
+            k = key(y)
+            del y
+            self._rotated(k, self.norm_k, tokens.rope[where], self.heads(keys[:, where]))
+        return self.heads(keys), self.heads(values)
+
+    def _rotated(
+        self, x: Tensor, norm: nn.Module, rope: Tensor, out: Tensor | None = None
+    ) -> Tensor:
+        """``x (B, L, D)`` normed and rotated, ``(B, L, N, D / N)``."""
+        if out is None and not torch.is_grad_enabled():
+            out = torch.empty_like(self.heads(x))
+        return apply_rope(self.heads(norm(x)), rope, out)
+
+
+class CrossAttention(SelfAttention):
+    """Attention from tokens to text rows: no rotation; rows after the text are attended too."""
+
+    def to_text(self, norm: Norm, tokens: Tokens, make: Ready) -> Branch:
+        """Attention of tokens to the text, whose keys and values are made here unless they are kept."""
+        text = tokens.text
+        keys, values = self._kept(text)
+        bias = () if text.bias is None else (text.bias,)
+        query, output = make(self.q, text.rows), make(self.o, text.rows)
+
+        def branch(part: Tensor, where: slice) -> Tensor:
+            q = self.heads(self.norm_q(query(norm(part))))
+            return output(self.attention(q, keys, values, *bias))
+
+        return branch
+
+    def _kept(self, text: Text) -> tuple[Tensor, Tensor]:
+        """Keys and values of the text rows."""
+        if text.kept is not None and self in text.kept:
+            return text.kept[self]
+        pair = self.heads(self.norm_k(self.k(text.rows))), self.heads(self.v(text.rows))
+        if text.kept is not None:
+            text.kept[self] = pair
+        return pair
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention and feed-forward; the first and the last are modulated."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        ops: Ops,
+        attention: Attention,
+        make: Ready,
+        factory: dict[str, object],
+    ) -> None:
+        """``norm3`` (official name) is the affine norm before cross-attention."""
+        super().__init__()
+        dim = config.dim
+        self.eps = config.eps
+        self.make = make
+        self.self_attn = SelfAttention(config, ops, attention, factory)
+        self.norm3 = ops.LayerNorm(dim, eps=config.eps, **factory)
+        self.cross_attn = CrossAttention(config, ops, attention, factory)
+        self.ffn = nn.Sequential(
+            ops.Linear(dim, config.ffn_dim, **factory),
+            nn.GELU(approximate="tanh"),
+            ops.Linear(config.ffn_dim, dim, **factory),
+        )
+        self.modulation = nn.Parameter(torch.empty(1, SLOTS, dim, **factory))  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
+        """Map the hidden state ``(B, L, D)`` to the next one; without gradients it is ``x``, overwritten."""
+        self_mod, ffn_mod = self._modulation(tokens.time)
+        chunk, dtype = tokens.chunk, tokens.text.rows.dtype
+
+        def normed(mod: Modulation) -> Norm:
+            return lambda part: modulated_norm(part, mod.shift, mod.scale, self.eps).to(dtype)
+
+        # Each branch lets go of its keys and weights before the next one is made.
+        x = add(
+            x,
+            self.self_attn.to_tokens(x, normed(self_mod), tokens, self.make),
+            self_mod.gate,
+            chunk,
+        )
+        x = add(
+            x, self.cross_attn.to_text(lambda part: self.norm3(part).to(dtype), tokens, self.make),
+            None, chunk,
+        )  # fmt: skip
+        return add(x, self._feed_forward(normed(ffn_mod), tokens.text.rows), ffn_mod.gate, chunk)
+
+    def _feed_forward(self, norm: Norm, like: Tensor) -> Branch:
+        wide, narrow = self.make(self.ffn[0], like), self.make(self.ffn[2], like)
+        return lambda part, where: narrow(gelu(wide(norm(part))))
+
+    def _modulation(self, time: Tensor) -> tuple[Modulation, Modulation]:
+        rows = (current(self, "modulation", time) + time).chunk(SLOTS, dim=1)
+        return Modulation(*rows[:3]), Modulation(*rows[3:])
+
+
+class Head(nn.Module):
+    """Modulated norm and projection to patch values, in float32."""
+
+    def __init__(self, config: TransformerConfig, ops: Ops, factory: dict[str, object]) -> None:
+        """The projection gives ``out_dim`` values per latent cell of the patch."""
+        super().__init__()
+        self.eps = config.eps
+        patch_volume = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+        self.head = ops.Linear(config.dim, patch_volume * config.out_dim, **factory)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim, **factory))  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """``x (B, L, D)``, ``time (B, D)`` (before the slot projection) to ``(B, L, 4 C)``."""
+        shift, scale = (current(self, "modulation", time) + time[:, None]).chunk(2, dim=1)
+        out: Tensor = self.head(modulated_norm(x.float(), shift, scale, self.eps))
+        return out
