@@ -39,13 +39,15 @@ class Pace:
         self._plan, self._clock = plan, clock
         self._calls = [_calls(plan, step) for step in range(self.total)]
         self._seconds: list[float] = []
+        self._going = False
         self._started = self._last = clock()
 
     def done(self, step: int) -> str:
         """Words after ``step`` (from 0); samplers that choose their own steps may go beyond the plan."""
         step, now = min(step, self.total - 1), self._clock()
-        self._seconds.append((now - self._last) / self._calls[step])
-        self._last = now
+        if step == 0 or self._going:  # else a run that goes on tells first where it was
+            self._seconds.append((now - self._last) / self._calls[step])
+        self._last, self._going = now, True
         return self.words(step + 1)
 
     def words(self, done: int) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import time
 
-import comfy.model_management
 import comfy.patcher_extension
-import comfy.samplers
 import torch
+from comfy_execution.graph_utils import GraphBuilder
 
 LEFT: dict[str, int] = {}
 """Failures that are left, by label."""
@@ -92,6 +91,7 @@ class WanProbeFail:
 
         def bad(executor, x, timestep, context, *args, **kwargs):
             options = args[2]
+            logging.info("probe: step %d in %s", step_of(options), x.dtype)
             if step_of(options) != step:
                 return executor(x, timestep, context, *args, **kwargs)
             if kind == "memory" and LEFT[label] > 0:
@@ -148,6 +148,50 @@ class WanProbeDraw:
         return ({**latent, "samples": noise.generate_noise(latent)},)
 
 
+class WanProbeList:
+    """Two strengths: what comes after runs twice."""
+
+    RETURN_TYPES = ("FLOAT",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+
+    def run(self):
+        return ([0.2, 0.9],)
+
+
+class WanProbeExpand:
+    """A node that becomes a sampler while the graph runs."""
+
+    RETURN_TYPES = ("LATENT",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        names = {
+            "model_high_noise": "MODEL",
+            "model_low_noise": "MODEL",
+            "positive": "CONDITIONING",
+        }
+        names |= {"negative": "CONDITIONING", "latent_image": "LATENT"}
+        links = {name: (kind, {"rawLink": True}) for name, kind in names.items()}
+        return {"required": {**links, "seed": ("INT", {"default": 0})}}
+
+    def run(self, seed, **links):
+        graph = GraphBuilder()
+        sampler = graph.node(
+            "WanExpertsSampler", noise_seed=seed, steps=6, cfg_high_noise=3.0, cfg_low_noise=2.0,
+            sampler_name="unipc", scheduler="unipc", sigma_shift=5.0, switch="auto", boundary=0.875,
+            switch_step=3, **links,
+        )  # fmt: skip
+        return {"result": (sampler.out(0),), "expand": graph.finalize()}
+
+
 class WanProbeFails:
     """Ends a run after sampling, as a decoder that crashes."""
 
@@ -189,5 +233,7 @@ NODE_CLASS_MAPPINGS = {
     "WanProbeNarrow": WanProbeNarrow,
     "WanProbeDraw": WanProbeDraw,
     "WanProbeFails": WanProbeFails,
+    "WanProbeList": WanProbeList,
+    "WanProbeExpand": WanProbeExpand,
     "WanProbeEachTime": WanProbeEachTime,
 }

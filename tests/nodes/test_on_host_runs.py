@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,11 @@ class Ran:
         return sorted({int(step) for step in re.findall(r"probe: \w+ ran step (\d+)", self.log)})
 
     @property
+    def saved(self) -> list[dict[str, str]]:
+        """All latents that were saved."""
+        return self.outputs[SAVE]["latents"]
+
+    @property
     def plan(self) -> str:
         return self.outputs[PLAN]["text"][0]
 
@@ -188,12 +193,11 @@ def test_a_killed_server_goes_on_where_it_was(phoenix):
     graph = steps_graph(seconds=0.15)
     killed(phoenix, graph, 2)
     killed(phoenix, graph, 5)
-    assert "resumed after step" in phoenix.log_tail(10**6) or list(runs_folder(phoenix).iterdir())
     ran = Ran(phoenix, graph)
     # What was done may be one step ahead of what is on the disk.
     assert ran.steps in ([4, 5], [5])
-    assert ran.progress[0] in (0, 4, 5)
-    assert ran.progress[1] == ran.steps[0]
+    # ComfyUI leaves out what comes within a tenth of a second.
+    assert {*ran.progress} <= {0, *range(ran.steps[0], STEPS + 1)}
     assert f"resumed after step {ran.steps[0]} of 6" in ran.plan
     uninterrupted = Ran(phoenix, whole(graph))
     assert uninterrupted.steps == ALL
@@ -212,7 +216,7 @@ def test_an_interrupted_run_goes_on_whatever_its_ids(host):
     done = ran.steps[0]
     assert done in (2, 3)
     assert ran.steps == ALL[done:]
-    assert ran.progress == [0, *range(done, STEPS + 1)]
+    assert {*ran.progress} <= {0, *range(done, STEPS + 1)}
     assert f"note: resumed after step {done} of {STEPS} (kept of this run)" in ran.plan
     assert not list(runs_folder(host).glob("*.[ab].state"))
     assert torch.equal(ran.latents, Ran(host, whole(graph)).latents)
@@ -328,6 +332,42 @@ def test_another_low_stage_starts_at_the_branch(host, how):
     assert not torch.equal(ran.latents, first.latents)
 
 
+# Odd graphs
+
+
+def test_runs_over_a_list_are_told_apart(host):
+    graph = steps_graph(noise_seed=941)
+    graph["list"] = node("WanProbeList")
+    graph["lora"] = node(
+        "LoraLoaderModelOnly", model=(LOADER, 0), lora_name=files.LORA, strength_model=["list", 0]
+    )
+    graph[HIGH]["inputs"]["model"] = ["lora", 0]
+    first = [load_file(host.path(saved)) for saved in Ran(host, graph).saved]
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    again = Ran(host, graph)
+    assert again.steps == []
+    second = [load_file(host.path(saved)) for saved in again.saved]
+    assert len(first) == 2
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one["latent_tensor"], other["latent_tensor"])
+    assert not torch.equal(first[0]["latent_tensor"], first[1]["latent_tensor"])
+
+
+def test_a_sampler_that_another_node_expands_to(host):
+    inputs = steps_graph()[SAMPLER]["inputs"]
+    links = {name: tuple(given) for name, given in inputs.items() if isinstance(given, list)}
+    graph = steps_graph()
+    graph["expand"] = node("WanProbeExpand", seed=942, **links)
+    graph[SAVE]["inputs"]["samples"] = ["expand", 0]
+    del graph[SAMPLER], graph[PLAN]
+    first = Ran(host, graph)
+    assert first.steps == ALL
+    host.post("/free", {"unload_models": True, "free_memory": True})
+    second = Ran(host, graph)
+    assert second.steps == []
+    assert torch.equal(first.latents, second.latents)
+
+
 # Files that cannot be used
 
 
@@ -366,17 +406,33 @@ def test_a_folder_that_cannot_be_written_costs_one_sentence(host):
 # Numbers and memory
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
-@pytest.mark.parametrize(("role", "step"), [("high", 0), ("high", 2), ("low", 3), ("low", 5)])
-def test_a_broken_kernel_costs_one_step(host, role, step, value):
-    clean = Ran(host, steps_graph(noise_seed=930))
-    ran = Ran(
-        host, failing(steps_graph(noise_seed=930), role, kind="kernel", step=step, value=value)
-    )
+@pytest.fixture
+def clean(host) -> Callable[[str], torch.Tensor]:
+    """Latents of the run without failures, ``ours`` or ``core``."""
+
+    def latents(through: str) -> torch.Tensor:
+        if (host.url, through) not in CLEAN:
+            graph = steps_graph()
+            graph = through_core(graph, core()) if through == "core" else graph
+            CLEAN[host.url, through] = Ran(host, graph).latents
+        return CLEAN[host.url, through]
+
+    return latents
+
+
+CLEAN: dict[tuple[str, str], torch.Tensor] = {}
+
+
+@pytest.mark.parametrize(
+    ("role", "step", "value"),
+    [("high", 0, "nan"), ("high", 2, "inf"), ("low", 3, "inf"), ("low", 5, "nan")],
+)
+def test_a_broken_kernel_costs_one_step(host, clean, role, step, value):
+    ran = Ran(host, failing(steps_graph(), role, kind="kernel", step=step, value=value))
     assert not ran.error
     assert f"step {step + 1} of {STEPS}" in ran.log
     assert "it is done again with plain attention" in ran.log
-    assert relative(ran.latents, clean.latents) < 1e-5  # 6e-7 was measured
+    assert 0 < relative(ran.latents, clean("ours")) < 1e-5  # 6e-7 was measured
 
 
 def core(name: str = "dpmpp_2m") -> dict[str, Any]:
@@ -384,16 +440,13 @@ def core(name: str = "dpmpp_2m") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_broken_kernel_costs_one_evaluation_of_a_core_sampler(host, step):
+def test_a_broken_kernel_costs_one_evaluation_of_a_core_sampler(host, clean, step):
     role = "high" if step < SWITCH else "low"
-    clean = Ran(host, through_core(steps_graph(noise_seed=931), core()))
-    graph = failing(
-        through_core(steps_graph(noise_seed=931), core()), role, kind="kernel", step=step
-    )
+    graph = failing(through_core(steps_graph(), core()), role, kind="kernel", step=step)
     ran = Ran(host, graph)
     assert not ran.error
     assert "it is done again with plain attention" in ran.log
-    assert relative(ran.latents, clean.latents) < 1e-5  # 6e-7 was measured
+    assert 0 < relative(ran.latents, clean("core")) < 1e-5  # 6e-7 was measured
 
 
 def test_float32_helps_where_a_narrow_dtype_fails(host):
@@ -407,8 +460,14 @@ def test_float32_helps_where_a_narrow_dtype_fails(host):
     assert not ran.error
     assert "it is done again with float32" in ran.log
     assert 0 < relative(ran.latents, clean.latents) < 0.1
-    # Taken back: the steps after it are narrow again.
-    assert ran.log.count("it is done again with") == 2
+    dtypes = dict.fromkeys(re.findall(r"probe: step (\d) in torch\.(\w+)", ran.log))
+    # Taken back: the step after it is narrow again.
+    assert list(dtypes) == [
+        ("0", "bfloat16"),
+        ("1", "bfloat16"),
+        ("1", "float32"),
+        ("2", "bfloat16"),
+    ]
 
 
 @pytest.mark.parametrize("through", ["ours", "core"])
@@ -434,28 +493,32 @@ def test_nothing_is_saved_before_a_good_step(host):
     assert "rescued" not in ran.error
 
 
-@pytest.mark.parametrize("through", ["ours", "core"])
-@pytest.mark.parametrize(
-    ("inputs", "told"),
-    [
-        ({"kind": "memory", "times": 1}, ["other models out of memory"]),
-        ({"kind": "batch"}, ["other models out of memory", "one conditioning at a time"]),
-        ({"kind": "resident"}, ["one conditioning at a time", "half of the model on the device"]),
-    ],
-    ids=["once", "batch", "resident"],
+OTHERS, APART, HALF = (
+    "other models out of memory",
+    "one conditioning at a time",
+    "half of the model on the device",
 )
-@pytest.mark.parametrize(("role", "step"), [("high", 1), ("low", 3)])
-def test_a_step_without_memory_is_done_smaller(host, inputs, told, role, step, through):
-    def graph() -> Graph:
-        made = steps_graph(noise_seed=935)
-        return through_core(made, core()) if through == "core" else made
 
-    clean = Ran(host, graph())
-    ran = Ran(host, failing(graph(), role, step=step, value="1", **inputs))
+
+@pytest.mark.parametrize(
+    ("through", "role", "step", "kind", "told"),
+    [
+        ("ours", "high", 1, "memory", [OTHERS]),
+        ("ours", "low", 3, "batch", [OTHERS, APART]),
+        ("ours", "high", 2, "resident", [OTHERS, APART, HALF]),
+        ("core", "low", 3, "memory", [OTHERS]),
+        ("core", "high", 1, "batch", [OTHERS, APART]),
+        ("core", "low", 4, "resident", [OTHERS, APART, HALF]),
+    ],
+)
+def test_a_step_without_memory_is_done_smaller(host, clean, through, role, step, kind, told):
+    graph = steps_graph()
+    if through == "core":
+        graph = through_core(graph, core())
+    ran = Ran(host, failing(graph, role, kind=kind, step=step, value="1"))
     assert not ran.error
-    for words in told:
-        assert f"it is done again with {words}" in ran.log
-    assert relative(ran.latents, clean.latents) < 1e-5
+    assert re.findall("it is done again with (.*)", ran.log) == told
+    assert relative(ran.latents, clean(through)) < 1e-5
 
 
 # Fifty interrupts
@@ -469,7 +532,7 @@ def resident_bytes(host: comfy_server.Host) -> int:
 def test_fifty_interrupts_leave_nothing(host):
     graph = steps_graph(noise_seed=940)
     wanted = Ran(host, whole(graph)).latents
-    chance, seen = random.Random(5), []
+    chance, seen, ended = random.Random(5), [], 0
     for number in range(50):
         other = steps_graph(seconds=0.005, noise_seed=1000 + number)
         delay, started = chance.uniform(0, 0.3), None
@@ -478,8 +541,10 @@ def test_fifty_interrupts_leave_nothing(host):
                 started = time.monotonic()
                 time.sleep(delay)
                 host.post("/interrupt", {})
+            ended += event["type"] == "execution_interrupted"
         if number >= 9:
             seen.append(resident_bytes(host))
+    assert ended > 25  # others were done before
     assert seen[-1] - seen[0] < 24 * 2**20
     again = steps_graph(noise_seed=940)
     again[SAMPLER]["inputs"]["resume"] = "off"
