@@ -187,7 +187,10 @@ def _between(start: Start) -> str:
     if getattr(start.sampler, "wan_solver", None) not in SOLVERS:
         _say_loop_is_foreign()
         return "its SAMPLER is not ours"
-    memory = remembering(start.models)
+    try:
+        memory = remembering(start.models)
+    except Exception as error:  # noqa: BLE001 - as above
+        return f"what its MODELs carry is not known ({error!r})"
     return f"{memory} on a MODEL may remember earlier steps" if memory else ""
 
 
