@@ -110,7 +110,9 @@ def test_a_table_makes_what_it_says_and_each_clip_brings_its_graph_back(host, tm
     assert [
         line["settings"]["prompt"][:2] for line in sorted(lines(out), key=lambda line: line["seed"])
     ] == ["a ", "一个"]
-    assert all(line["seconds"] > 0 and "high noise" in line["texts"]["8"] for line in lines(out))
+    for line in lines(out):
+        assert line["seconds"] > 0
+        assert any("high noise" in text for text in line["texts"].values())
 
 
 @pytest.mark.parametrize(

@@ -190,3 +190,33 @@ def test_sigmas_of_nodes_that_only_run_in_comfyui_are_refused() -> None:
 def test_a_workflow_without_a_run_of_ours_says_what_to_add() -> None:
     with pytest.raises(ValueError, match="no run of this pack; add Sample Wan Experts"):
         W.find_runs(W.parse_workflow(canvas(LOADER, links=[])))
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "wanted"),
+    [
+        ({"switch": "auto"}, Switch("boundary", 0.875)),
+        ({"switch": "auto", "model": ["1", 0]}, Switch()),
+        ({"switch": "step", "switch_step": 4}, Switch("step", 4)),
+        ({"switch": "snr", "switch_value": 0.5}, Switch("snr", 0.5)),
+    ],
+)
+def test_a_step_that_wan_sigmas_says_is_its_own_switch(
+    sigmas: dict[str, Any], wanted: Switch
+) -> None:
+    graph = guider_graph()
+    graph["6"] = {"class_type": "WanExpertsGuider", "inputs": {
+        "model_high_noise": ["1", 0], "model_low_noise": ["1", 1], "cfg_high_noise": 4.0,
+        "cfg_low_noise": 3.0, "sigma_shift": 3.0, "switch": "step", "switch_step": ["7", 1]}}  # fmt: skip
+    graph["7"]["inputs"] |= sigmas
+    (run,) = W.find_runs(W.parse_workflow(graph))
+    assert run.stages[0].switch == wanted
+    graph["10"] = {
+        "class_type": "WanExpertsSchedule",
+        "inputs": {**graph["7"]["inputs"], "steps": 40},
+    }
+    graph["6"]["inputs"]["switch_step"] = ["10", 1]
+    with pytest.raises(
+        ValueError, match=r"switch_step of node 6 .* only known when the workflow runs"
+    ):
+        W.find_runs(W.parse_workflow(graph))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import MotionConfig
+from ..config import T2V_A14B, MotionConfig
 from ..guidance import Guidance, parse_guidance
 from ..presets import AS_BELOW
 from ..switch import Switch
@@ -13,6 +13,8 @@ from .graph import Link, Node, Workflow
 
 NO_LORA, AUTO_LORA = "none", "auto"
 """What Apply LoRA to Wan Experts calls no file, and one that it finds by itself."""
+SWITCH_STEP = 1
+"""Number of the output of Wan Sigmas that says at which step the experts change."""
 GUIDERS = ("WanExpertsGuider", "WanExpertsStagesGuider")
 LATENTS = ("WanExpertsEmptyLatent", "EmptyHunyuanLatentVideo")
 
@@ -229,7 +231,26 @@ def _chain(workflow: Workflow, guider: Node) -> list[StageUse]:
 def _switch(workflow: Workflow, node: Node, name: str) -> Switch:
     kind = str(workflow.value(node, name, "auto"))
     place = {"boundary": "boundary", "step": "switch_step"}.get(kind, "switch_value")
+    if kind == "step" and (schedule := _switching_schedule(workflow, node)) is not None:
+        told = _switch(workflow, schedule, "switch")
+        if told.kind == "auto" and workflow.source(schedule, "model") is None:
+            return Switch("boundary", T2V_A14B.sampling.boundary)
+        return told
     return Switch() if kind == "auto" else Switch(kind, _number(workflow, node, place))
+
+
+def _switching_schedule(workflow: Workflow, guider: Node) -> Node | None:
+    """The Wan Sigmas that gives ``guider`` both its noise levels and the step of the switch."""
+    source = workflow.source(guider, "switch_step")
+    users = [
+        node
+        for node in workflow.of("SamplerCustomAdvanced")
+        if workflow.source(node, "guider") == (guider, 0)
+    ]
+    if source is None or source[0].kind != "WanExpertsSchedule" or source[1] != SWITCH_STEP:
+        return None
+    own = all(workflow.source(node, "sigmas") == (source[0], 0) for node in users)
+    return source[0] if own else None
 
 
 def _guidance(workflow: Workflow, node: Node, scale: str, curve: str) -> Guidance:
