@@ -18,7 +18,7 @@ from ..guidance import cfg, needs_uncond
 from ..lora import Resolved, apply_loras
 from ..schedule import Schedule, Velocity
 from ..sentinel import Rung
-from ..transformer import SelfAttention, WanTransformer
+from ..transformer import SelfAttention, Text, WanTransformer
 from .request import Phase, Plan
 
 log = logging.getLogger(__name__)
@@ -59,6 +59,7 @@ class Networks:
         self._weights, self._plan, self._contexts = weights, plan, contexts
         self._held: tuple[str, torch.dtype, WanTransformer] | None = None
         self._strength: float | None = None
+        self._texts: dict[int, Text] = {}
 
     def velocity(self, compute: Compute) -> Velocity:
         """A new velocity over all phases of the plan, guidance included."""
@@ -104,16 +105,23 @@ class Networks:
             model = self._expert(phase, compute)
             timestep = torch.full((x.shape[0],), schedule.timestep(sigma), device=x.device)
             seen, scale = x.to(model.dtype), phase.guidance.at(sigma)
-            cond: Tensor = model(seen, timestep, positive)
+            cond: Tensor = model(seen, timestep, self._read(model, positive))
             if not needs_uncond(scale):
                 return cond
-            return cfg(cond, model(seen, timestep, negative), scale)
+            return cfg(cond, model(seen, timestep, self._read(model, negative)), scale)
 
         return velocity
+
+    def _read(self, model: WanTransformer, context: Tensor) -> Text:
+        """A prompt as the expert at hand reads it, once for all steps."""
+        if id(context) not in self._texts:
+            self._texts[id(context)] = model.read(context, model.dtype)
+        return self._texts[id(context)]
 
     def _expert(self, phase: Phase, compute: Compute) -> WanTransformer:
         if self._held is None or self._held[:2] != (phase.expert, compute.dtype):
             self._held = self._strength = None
+            self._texts.clear()
             path = self._weights.files[phase.expert]
             log.info("reading %s", path)
             model = load_transformer(path, dtype=compute.dtype)
@@ -126,6 +134,7 @@ class Networks:
                 for lora, strength in self._weights.loras[phase.expert]
             ]
             apply_loras(model, used if phase.loras else ())
+            self._texts.clear()
             self._strength = phase.loras
         _set_compute(model, compute)
         return model
