@@ -228,7 +228,7 @@ class Sheet:
             "links": links,
             "groups": [],
             "config": {},
-            "extra": {"ds": {"scale": 0.6, "offset": [80, 120]}},
+            "extra": {"ds": {"scale": 0.6, "offset": [140, 140]}},
             "version": 0.4,
         }
 

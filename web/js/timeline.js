@@ -4,7 +4,7 @@ import { app } from "../../../scripts/app.js"
 import { boundaryOf, makeSchedule, stagesOf } from "./schedule.js"
 
 const NODES = ["WanExpertsSchedule", "WanExpertsSampler"]
-const HEIGHT = 92
+const HEIGHT = 108
 const COLOURS = { high: "#f5a04c", low: "#4fa8f7", motion: "#4fd1a1" } // As in nodes/host/picture.py.
 const WORDS = {
   en: {
