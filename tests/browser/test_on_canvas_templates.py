@@ -46,6 +46,12 @@ def saved(canvas: Canvas) -> dict[str, Any]:
     return graph
 
 
+def values(canvas: Canvas) -> list[Any]:
+    """Widget values of the sampler as they would be saved."""
+    nodes = canvas.workflow()["nodes"]
+    return next(node["widgets_values"] for node in nodes if node["id"] == SAMPLER)
+
+
 def bare(prompt: Mapping[str, Any]) -> dict[str, Any]:
     """Classes and inputs of an API graph; inputs that are not linked and keep their default are out."""
     return {
@@ -93,6 +99,7 @@ def test_found_in_the_template_browser_opened_and_run(canvas: Canvas) -> None:
     page.wait_for_function(f"() => app.graph.getNodeById({SAMPLER})?.type === 'WanExpertsSampler'")
     assert page.evaluate(WRONG) == []
     page.evaluate(LISTEN)
+    before = values(canvas)
     canvas.queue()
     seen = page.evaluate("() => window.seen")
     assert min(seen.values()) >= 2, seen
@@ -103,6 +110,7 @@ def test_found_in_the_template_browser_opened_and_run(canvas: Canvas) -> None:
     assert "wan_tiny_t2v_low_noise.safetensors" in report
     assert plan.startswith("20 steps, unipc grid, shift 5: 9 high noise, 11 low noise")
     assert page.evaluate(OVERHANG, DECODE) < 0
+    assert values(canvas) == before, "what is shown is not saved"
     canvas.screenshot(f"ran-{canvas.host.version}")
 
 
@@ -185,3 +193,24 @@ def test_the_blueprint_is_the_official_run_as_one_node(
                 given = [given[0].split(":")[-1], given[1]]
             assert given == value or name == "positive", (key, name)
     canvas.screenshot("blueprint")
+
+
+def test_nodes_drawn_by_vue_show_the_same(site: Host, request: pytest.FixtureRequest) -> None:
+    if site.version.startswith("0.3.6"):  # 0.3.76 has them
+        return
+    canvas: Canvas = request.getfixturevalue("canvas")
+    page = canvas.page
+    vue = "value => app.ui.settings.setSettingValue('Comfy.VueNodes.Enabled', value)"
+    page.evaluate(vue, True)
+    try:
+        workflow = read(TINY)
+        workflow["extra"]["ds"] = {"scale": 0.6, "offset": [-500, 120]}
+        canvas.load(workflow)
+        canvas.set_widget(SAMPLER, "steps", 2)
+        assert page.locator(".wan-timeline div").inner_text() == "1 high noise · 1 low noise"
+        canvas.queue()
+        assert play(page.locator("video"))["advanced"] > 0.25
+        assert page.locator(".wan-told").last.input_value().startswith("2 steps, unipc grid")
+        canvas.screenshot("vue")
+    finally:
+        page.evaluate(vue, False)

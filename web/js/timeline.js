@@ -1,6 +1,7 @@
 // A picture on Wan Sigmas and Sample Wan Experts: the noise level of each step in the colour of its
 // expert. Dragging the line between the experts sets switch = step and switch_step.
 import { app } from "../../../scripts/app.js"
+import { addDrawn } from "./drawn.js"
 import { boundaryOf, makeSchedule, stagesOf } from "./schedule.js"
 
 const NODES = ["WanExpertsSchedule", "WanExpertsSampler"]
@@ -163,8 +164,7 @@ app.registerExtension({
     for (const widget of node.widgets ?? []) chain(widget, "callback", draw)
     for (const event of ["onConfigure", "onConnectionsChange", "onAdded"]) chain(node, event, draw)
     const size = { getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT }
-    const widget = node.addDOMWidget("timeline", "wan_timeline", timeline.box, { ...size, serialize: false, hideOnZoom: false })
-    widget.serialize = false // Neither in the saved workflow nor in what is run.
+    addDrawn(node, "timeline", timeline.box, { ...size, hideOnZoom: false })
     draw()
   },
 })

@@ -1,6 +1,7 @@
 // What a node has to tell stays visible on it: format cards, LoRA coverage, the plan of a run. Without
 // JavaScript the same text comes out of its STRING output.
 import { app } from "../../../scripts/app.js"
+import { addDrawn } from "./drawn.js"
 import "./timeline.js" // The picture comes first on a node that has both.
 
 const EMPTY = {
@@ -21,11 +22,10 @@ app.registerExtension({
     area.className = "comfy-multiline-input wan-told"
     area.readOnly = true
     area.wrap = "off"
-    area.style.cssText = "font:11px monospace;resize:none;opacity:0.9;width:100%;height:100%"
+    area.style.cssText = "font:11px monospace;resize:none;opacity:0.9;width:100%;height:100%;min-height:52px"
     const isChinese = app.ui.settings.getSettingValue("Comfy.Locale") === "zh"
     area.placeholder = placeholder[Number(isChinese)]
-    const widget = node.addDOMWidget("told", "wan_told", area, { getMinHeight: () => HEIGHT, serialize: false })
-    widget.serialize = false // Neither in the saved workflow nor in what is run.
+    addDrawn(node, "told", area, { getMinHeight: () => HEIGHT })
     const own = node.onExecuted
     node.onExecuted = function (output) {
       own?.apply(this, arguments)
