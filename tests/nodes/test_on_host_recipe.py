@@ -77,7 +77,6 @@ def test_two_ksamplers_become_one_run(host, switch, scheduler):
     outputs = host.run(imported(json.dumps(graph)))
     told = outputs["93"]["text"][0]
     assert f"step {switch} of 6" in told
-    # 2.4e-6 is the most that was measured.
     assert relative(saved_latents(host, outputs), wanted) < 1e-5
 
 

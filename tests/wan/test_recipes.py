@@ -182,7 +182,7 @@ def test_a_diffusers_call_has_the_levels_of_diffusers(kind, steps, shift):
     }[kind]  # fmt: skip
     theirs.set_timesteps(steps)
     recipe = read_recipe(DIFFUSERS.format(scheduler=made, steps=steps, device="cpu"))
-    # 1.2e-7 is the most that was measured: the last bit of float32.
+    # Three of the last bits of float32 below 1.
     assert (recipe.schedule.sigmas - theirs.sigmas).abs().max() <= 1.8e-7
     assert (recipe.schedule.timesteps - theirs.timesteps.double()).abs().max() <= 1e-3
     assert recipe.solver == {"unipc": "unipc", "dpm": "dpm++", "euler": "euler"}[kind]
@@ -242,7 +242,7 @@ def test_two_samplers_run_the_levels_of_comfyui(golden):
             read_recipe(json.dumps(graph))
         return
     recipe = read_recipe(json.dumps(graph))
-    # 6e-8 is the most that was measured.
+    # Two of the last bits of float32 below 1.
     assert (recipe.schedule.sigmas - torch.tensor(golden["sigmas"])).abs().max() <= 1.2e-7
     assert recipe.switch_step == min(2, golden["steps"])
     assert recipe.host_sampler == golden["sampler"]

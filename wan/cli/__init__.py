@@ -84,7 +84,7 @@ def _report(error: BaseException, *, interrupted: bool) -> int:
     if interrupted or isinstance(error, KeyboardInterrupt):
         print("interrupted; no broken file was left", file=sys.stderr)
         return INTERRUPTED
-    if not isinstance(error, (ArithmeticError, ValueError, OSError, torch.OutOfMemoryError)):
+    if not isinstance(error, (ArithmeticError, ValueError, OSError, torch.cuda.OutOfMemoryError)):
         raise error
     print(f"error: {error}", file=sys.stderr)
     return BAD_INPUT if isinstance(error, (ValueError, OSError)) else FAILED
