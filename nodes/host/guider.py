@@ -9,6 +9,7 @@ from typing import Any
 import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.sampler_helpers import prepare_sampling
 from torch import Tensor
 
 from ...wan.plan import RunPlan
@@ -31,7 +32,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
     """A GUIDER for the stages of one trajectory, each with its own MODEL and guidance.
 
     The stage of a call follows from the noise level passed in it (ties are the earlier one's); once
-    a stage has run, earlier ones are not called again. MODELs are used through clones, so what the
+    a stage has run, earlier ones are not called again, unless a step is done again. MODELs are used through clones, so what the
     caller holds does not change. The MODEL that starts is loaded by ComfyUI's own start of a run, a
     later one when its first call comes, and not at all if none comes. Consecutive stages on one and
     the same MODEL share it: only the guidance changes.
@@ -47,7 +48,8 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         self._plan_for: Callable[[Tensor], RunPlan] | None = None
         self._plan: RunPlan | None = None
         self._guiders: dict[int, comfy.samplers.CFGGuider] = {}
-        self._stage = 0
+        self._stage = self._running = 0
+        self._ready: set[comfy.samplers.CFGGuider] = set()
         self._inputs: RunInputs | None = None
         self._origins: Sequence[str | None] = (None,) * len(self._models)
         self._resume = AUTO
@@ -96,7 +98,9 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         _announce(plan)
         callback = with_words(plan, callback)
         first, last = (plan.stage_of(float(sigmas[end])) for end in (0, -1))
-        self._plan, self._stage = plan, first
+        self._plan = plan
+        self._stage = self._running = first
+        self._ready = {self}
         self.model_patcher = stage_clone(self._models[first], plan)
         self.model_options = self.model_patcher.model_options
         drawn = tensor_digest(noise.float())  # now: a sampler may write into it
@@ -113,7 +117,11 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         )
         try:
             self._guiders = self._line_up(plan, first, last)
-            ladder = Ladder(tuple(self._guiders.values()), lambda: self._guiders[self._stage])
+            ladder = Ladder(
+                tuple(self._guiders.values()),
+                lambda: self._guiders[self._running],
+                self._turn_back,
+            )
             self._run = HostRun(start, ladder, resume=self._resume)
             result = self._run.finished()
             if result is None:
@@ -128,6 +136,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             self.model_options = self.model_patcher.model_options
             self._plan = self._inputs = self._run = None
             self._guiders = {}
+            self._ready = set()
         record_run(
             Run(
                 plan=plan,
@@ -226,16 +235,29 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
     def _turn_to(self, sigma: float) -> comfy.samplers.CFGGuider:
         """The guider of the stage due at ``sigma``, its MODEL loaded; never an earlier one's."""
         assert self._plan is not None
-        due = min(self._plan.stage_of(sigma), max(self._guiders))
-        if due <= self._stage:
-            return self._guiders[self._stage]
-        before, guider = self._guiders[self._stage], self._guiders[due]
-        log.info("switching to the %s stage", self._plan.stages[due].name)
-        if guider is not before:
-            assert self._inputs is not None
-            guider.load(self._inputs)
-        self._stage = due  # not before: where memory ran out it is loaded again
+        due = max(self._stage, min(self._plan.stage_of(sigma), max(self._guiders)))
+        guider = self._guiders[due]
+        if due != self._running:
+            log.info("switching to the %s stage", self._plan.stages[due].name)
+            if guider is not self._guiders[self._running]:
+                self._bring(guider)
+        self._stage = self._running = due  # not before: where memory ran out it is loaded again
         return guider
+
+    def _turn_back(self) -> None:
+        """Let any stage of this run be due again: a step is done again, which may have ended in a later one."""
+        self._stage = min(self._guiders)
+
+    def _bring(self, guider: Any) -> None:
+        """Load the MODEL of a stage, or load it again."""
+        assert self._inputs is not None
+        if guider in self._ready:
+            shape = self._inputs.noise.shape
+            options = guider.model_options
+            prepare_sampling(guider.model_patcher, shape, guider.conds, options)
+            return
+        guider.load(self._inputs)
+        self._ready.add(guider)
 
     def _line_up(self, plan: RunPlan, first: int, last: int) -> dict[int, comfy.samplers.CFGGuider]:
         """Who serves each stage from ``first`` to ``last``: this guider, and one per later MODEL."""

@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management as mm
@@ -82,9 +83,17 @@ class Mode:
 class Ladder:
     """The mode of a run, and the rungs that change it."""
 
-    def __init__(self, guiders: Sequence[Any], current: Callable[[], Any]) -> None:
-        """``guiders`` of the run's MODELs; ``current()`` is the one whose MODEL is evaluated."""
-        self._guiders, self._current = guiders, current
+    def __init__(
+        self,
+        guiders: Sequence[Any],
+        current: Callable[[], Any],
+        turn_back: Callable[[], None],
+    ) -> None:
+        """``guiders`` of the run's MODELs; ``current()`` is the one whose MODEL is evaluated.
+
+        ``turn_back()`` lets earlier ones be due again.
+        """
+        self._guiders, self._current, self._turn_back = guiders, current, turn_back
         self._usual = Mode()  # once memory ran out, what it takes from then on
         self._mode = self._usual
 
@@ -129,6 +138,16 @@ class Ladder:
             rung("half of the model on the device", lambda: self._unload(0.5), apart=True),
             rung("none of the model on the device", lambda: self._unload(1.0), apart=True),
         ]
+
+    def of_step(self, rungs: Sequence[Rung]) -> list[Rung]:
+        """``rungs`` for a whole step: what is evaluated again may belong to an earlier stage."""
+
+        def anew(rung: Rung) -> Velocity:
+            velocity = rung.build()
+            self._turn_back()
+            return velocity
+
+        return [replace(rung, build=partial(anew, rung)) for rung in rungs]
 
     def _in(self, mode: Mode, evaluate: Velocity) -> Velocity:
         def run(x: Tensor, sigma: float) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -84,7 +83,12 @@ class HostRun:
         state: SolverState,
     ) -> Tensor:
         """``wan.sampling.sample`` from where the run is, kept after every step."""
-        begun = self._begun(x)
+        begun, ladder = self._begun(x), self.ladder
+        watch = Watch(
+            ladder=ladder.of_step(ladder.numbers(velocity)),
+            relief=ladder.of_step(ladder.memory(velocity)),
+            rescue=self._rescue,
+        )
 
         def after(progress: Progress) -> None:
             if not self._between:
@@ -103,14 +107,15 @@ class HostRun:
                 callback=after,
                 start=0 if begun is None else begun.step,
                 state=state,
-                watch=self._watch(velocity, self._rescue),
+                watch=watch,
             )
 
     def evaluate(self, ask: Velocity, x: Tensor, sigma: float) -> Tensor:
         """One evaluation of the guider; in the loop of a foreign SAMPLER it is looked at here."""
         if self._taken:
             return ask(x, sigma)
-        watch, where = self._watch(ask), f"an evaluation at sigma {sigma:.4f}"
+        watch = Watch(ladder=self.ladder.numbers(ask), relief=self.ladder.memory(ask))
+        where = f"an evaluation at sigma {sigma:.4f}"
         result = _attempt(self.ladder.usual(ask), x, sigma)
         if isinstance(result, Failure):
             found = watch.again(result, lambda rung: _attempt(rung.build(), x, sigma), where)
@@ -124,12 +129,6 @@ class HostRun:
         """Put the raw latents (B, C, T, h, w) of a finished run on the disk, before anything decodes them."""
         if self._to_the_end:
             self._keeper.finish(latents)
-
-    def _watch(
-        self, ask: Velocity, rescue: Callable[[int, Tensor, Tensor | None], str] | None = None
-    ) -> Watch:
-        ladder = self.ladder
-        return Watch(ladder=ladder.numbers(ask), relief=ladder.memory(ask), rescue=rescue)
 
     def _begun(self, x: Tensor) -> RunState | None:
         if self._between:

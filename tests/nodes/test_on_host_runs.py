@@ -435,6 +435,18 @@ def test_a_broken_kernel_costs_one_step(host, clean, role, step, value):
     assert 0 < relative(ran.latents, clean("ours")) < 1e-5  # 6e-7 was measured
 
 
+@pytest.mark.parametrize("kind", ["kernel", "memory"])
+def test_a_step_that_ended_in_a_later_stage_is_done_again_from_its_own(host, kind):
+    graph = steps_graph(sampler_name="heun", resume="off")
+    clean = Ran(host, graph).latents
+    # Heun's last high-noise step looks at the first level of the low-noise expert.
+    ran = Ran(host, failing(graph, "low", kind=kind, step=SWITCH))
+    assert not ran.error
+    assert re.search(f"step {SWITCH} of {STEPS} .* is done again", ran.log)
+    # 5e-2 where the low-noise expert ran the whole step.
+    assert relative(ran.latents, clean) < 1e-5
+
+
 def core(name: str = "dpmpp_2m") -> dict[str, Any]:
     return node("KSamplerSelect", sampler_name=name)
 
