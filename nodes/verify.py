@@ -83,6 +83,6 @@ def _at_hand(samples: dict[str, Any] | None, other_file: str) -> Manifest:
     if found is None:
         raise ValueError(
             "the samples do not say which run made them; connect those of Sample Wan Experts, or of "
-            "SamplerCustomAdvanced with a guider of this pack, from this session"
+            "SamplerCustomAdvanced with a guider of this pack, run since ComfyUI started"
         )
     return found

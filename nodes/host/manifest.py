@@ -2,7 +2,7 @@
 
 The record travels in the LATENT, under a key that nodes which copy the dictionary carry on. A node of
 ComfyUI that samples (SamplerCustomAdvanced) lets nothing be put there: for it, and for latents that come
-back from a file, the records of this session are kept by the digest of their latents.
+back from a file, the records of runs since ComfyUI started are kept by the digest of their latents.
 """
 
 from __future__ import annotations

@@ -284,6 +284,16 @@ def test_an_unread_negative_prompt_and_a_wrong_shift_of_few_steps_are_told() -> 
     assert "unusual for 4 steps" in told(plan)[0]
 
 
+def test_the_shift_of_few_steps_is_not_odd_for_a_guided_phase_before_them() -> None:
+    schedule = make_schedule("shifted", steps=8, shift=3.0)
+    ends = ((0.965, "3.5"), (0.8, "1"), (0.0, "1"))
+    stages = tuple(
+        StageSpec(name=f"{end:g}", boundary=end, guidance=parse_guidance(scale))
+        for end, scale in ends
+    )
+    assert not told(RunPlan(schedule=schedule, shift=3.0, stages=stages))
+
+
 def test_guidance_of_a_step_decides_not_that_of_its_stage() -> None:
     stage = StageSpec(name="all", boundary=0.0, guidance=Guidance(((0.5, 4.0), (0.4, 1.0))))
     schedule = make_schedule("shifted", steps=40, shift=12.0)

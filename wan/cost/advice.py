@@ -52,10 +52,11 @@ def _of_plan(plan: RunPlan, given: Circumstances) -> Iterator[str]:
         for step, sigma in enumerate(plan.schedule.sigmas[:-1].tolist())
         for stage in [plan.stages[plan.stage_at(step)]]
     ]
-    if steps <= FEW_STEPS and not any(guided):
+    unguided = guided.count(False)
+    if steps <= FEW_STEPS and 2 * unguided > steps:  # phases for motion are guided
         if not DISTILLED_SHIFT / 2 <= shift <= DISTILLED_SHIFT * 2:
             yield (
-                f"shift {shift:g} is unusual for {steps} steps without guidance: distilled models were "
+                f"shift {shift:g} is unusual for {unguided} steps without guidance: distilled models were "
                 f"trained with {DISTILLED_SHIFT:g}"
             )
     elif not own / SHIFT_SPREAD <= shift <= own * SHIFT_SPREAD:

@@ -119,10 +119,8 @@ class Store:
             yield path, size
 
     def _read(self, path: Path, key: str, read: Callable[[Path, str], T]) -> T | None:
-        if not path.exists():
-            return None
         try:
-            return read(path, key)
+            return read(path, key) if path.exists() else None
         except (OSError, ValueError) as error:
             log.warning("%s; the run does without it", error)
             return None
