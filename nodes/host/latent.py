@@ -88,7 +88,7 @@ def run_guider(
     noise = initial_noise(samples, seed, layout, latent.get("batch_index"))
     model, quiet = guider.model_patcher, not comfy.utils.PROGRESS_BAR_ENABLED
     previewer = find_previewer(model.load_device, model.model.latent_format)
-    watch = Watch(guider.plan_run(sigmas), previewer, quiet=quiet)
+    watch = Watch(guider.plan_run(sigmas), sampler.wan_solver, previewer, quiet=quiet)
     try:
         result = guider.sample(
             noise,

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ...wan.cost import duration
 from ...wan.guidance import needs_uncond
 from ...wan.plan import RunPlan
+from ...wan.solvers import evaluated
 from . import compat
 
 DECODED_FRAMES = 4
@@ -25,6 +26,8 @@ COLOUR_FRAMES = 9
 """Frames on a sheet: decoded ones are large and cost time, latents as colours are small and cost none."""
 COLUMNS = {1: 1, 2: 2, 3: 3, 4: 2, 6: 3, 9: 3}
 """Frames on a sheet without holes -> its columns."""
+ONE_CALL = "euler"
+"""A solver that evaluates once a step, for those that are not known."""
 RECENT = 5
 """Steps that tell how fast a run is; earlier ones may have loaded weights or compiled."""
 PAPER, INK = "#17191d", "#eef0f3"
@@ -33,11 +36,16 @@ PAPER, INK = "#17191d", "#eef0f3"
 class Pace:
     """How fast a run goes, in words. Time left follows from calls of the network: a guided step is two."""
 
-    def __init__(self, plan: RunPlan, clock: Callable[[], float] = time.perf_counter) -> None:
-        """The run of ``plan`` begins now."""
+    def __init__(
+        self,
+        plan: RunPlan,
+        solver: str = ONE_CALL,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """The run of ``plan`` begins now; ``solver`` (a key of ``SOLVERS``) says how often a step evaluates."""
         self.total = plan.schedule.steps
         self._plan, self._clock = plan, clock
-        self._calls = [_calls(plan, step) for step in range(self.total)]
+        self._calls = [_calls(plan, solver, step) for step in range(self.total)]
         self._seconds: list[float] = []
         self._going = False
         self._started = self._last = clock()
@@ -73,12 +81,12 @@ class Pace:
 class Watch:
     """A sampler's callback: ``(step done, from 0; prediction; latents; total)``."""
 
-    def __init__(self, plan: RunPlan, previewer: Any, *, quiet: bool) -> None:
+    def __init__(self, plan: RunPlan, solver: str, previewer: Any, *, quiet: bool) -> None:
         """Show 0 of N while the first weights are loaded.
 
         ``previewer`` is ComfyUI's or None, ``quiet`` leaves the terminal alone.
         """
-        self.pace, self._previewer = Pace(plan), previewer
+        self.pace, self._previewer = Pace(plan, solver), previewer
         self._bar = comfy.utils.ProgressBar(self.pace.total)
         # Not before the first step: until then the log has the terminal.
         self._line = tqdm(total=self.pace.total, disable=quiet, delay=1e-3, mininterval=0)
@@ -116,9 +124,11 @@ def with_words(plan: RunPlan, callback: Any) -> Any:
     return told
 
 
-def _calls(plan: RunPlan, step: int) -> int:
-    guidance = plan.stages[plan.stage_at(step)].guidance
-    return 1 + needs_uncond(guidance.at(float(plan.schedule.sigmas[step])))
+def _calls(plan: RunPlan, solver: str, step: int) -> int:
+    return sum(
+        1 + needs_uncond(plan.stages[plan.stage_of(level)].guidance.at(level))
+        for level in evaluated(solver, plan.schedule.sigmas, step)
+    )
 
 
 def preview_sheet(previewer: Any, x0: Tensor) -> tuple[str, Image.Image, int]:

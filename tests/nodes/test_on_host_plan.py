@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from typing import Any
 
 import pytest
@@ -123,6 +124,20 @@ def test_seconds_are_told_from_the_last_run_or_a_timed_block(host):
     assert re.search(r"time: about .* told from (one timed block|the last run)", timed)
     host.run(base_graph(noise_seed=next(_seed)))
     assert "told from the last run of this kind" in told(host, graph)
+
+
+def test_a_call_of_a_solver_that_evaluates_twice_is_not_taken_for_two(host):
+    graph = base_graph(noise_seed=next(_seed), sampler_name="heun", resume="off")
+    for slot, part in enumerate(("high", "low")):
+        graph[part] = node("WanProbeSteps", model=(LOADER, slot), label=part, seconds=0.1)
+        graph[SAMPLER]["inputs"][f"model_{part}_noise"] = [part, 0]
+    graph["plan"] = node("PreviewAny", source=(SAMPLER, 1))
+    start = time.perf_counter()
+    (plan,) = host.run(graph)["plan"]["text"]
+    took = time.perf_counter() - start
+    foretold = float(re.search(r"time: about ([\d.]+) s of sampling", plan).group(1))
+    # The prompt takes a little more than its sampling; twice the calls would be 1.8 times the sampling.
+    assert foretold < 1.2 * took
 
 
 def test_the_plan_is_shown_as_text_and_as_a_picture(host):
