@@ -12,6 +12,9 @@ CHROMIUM  ?= $(shell command -v chromium || command -v chromium-browser || comma
 
 export CHROMIUM
 
+# Tests of one file stay together: they share servers. Each worker starts its own.
+WORKERS ?= 2
+
 export OMP_WAIT_POLICY = passive
 
 .PHONY: help demo test lint unit tiny clean
@@ -32,7 +35,7 @@ lint: $(VENV)/.test
 	$(VENV)/bin/mypy
 
 unit: $(VENV)/.test $(VENV)/.host $(if $(CHROMIUM),$(VENV)/.browser)
-	$(VENV)/bin/pytest -q --durations=10
+	$(VENV)/bin/pytest -q --durations=10 --numprocesses $(WORKERS) --dist loadfile
 
 tiny: $(VENV)/.base
 	$(RUN) -m tiny all

@@ -14,7 +14,7 @@ from .checks import check_limits
 from .host.guider import ExpertsGuider
 from .host.model import check_text_width, sampling_of
 from .host.runs import AUTO
-from .host.sampling import foreign_shift, pure_noise, recognise, shift_behind
+from .host.sampling import foreign_shift, recognise, shift_behind
 from .host.stages import check_one_format
 
 if TYPE_CHECKING:
@@ -92,16 +92,7 @@ def plan_run(stages: Sequence[WiredStage], schedule: Schedule, shift: float) -> 
         notes.append(
             f"until of the {specs[-1].name} stage is not used: the last one runs to the end"
         )
-    # Part of a run may well need one stage only.
-    first, last = float(schedule.sigmas[0]), float(schedule.sigmas[-1])
-    if last == 0 and first >= pure_noise(shift) - 1e-5:
-        notes += [
-            f"the {spec.name} stage runs none of the {schedule.steps} steps; "
-            "for all stages use another switch or more steps"
-            for index, spec in enumerate(specs)
-            if not plan.steps_of(index)
-        ]
-    return plan.noted(*filter(None, notes))
+    return plan.noted(*filter(None, notes), *plan.idle())
 
 
 def make_guider(

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from .experts import check_boundary, check_order, in_all_forms, select
 from .guidance import Guidance
-from .schedule import Schedule
+from .schedule import OFFICIAL_SIGMA_MAX, Schedule, shift_sigma
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +68,18 @@ class RunPlan:
         owners = self._owners()
         first = sum(owner < index for owner in owners)
         return range(first, first + owners.count(index))
+
+    def idle(self) -> tuple[str, ...]:
+        """A sentence for each stage of a whole run that runs no step; part of a run may need one only."""
+        sigmas = self.schedule.sigmas
+        if sigmas[-1] > 0 or sigmas[0] < shift_sigma(OFFICIAL_SIGMA_MAX, self.shift) - 1e-5:
+            return ()
+        return tuple(
+            f"the {stage.name} stage runs none of the {self.schedule.steps} steps; "
+            "for all stages use another switch or more steps"
+            for index, stage in enumerate(self.stages)
+            if not self.steps_of(index)
+        )
 
     def noted(self, *notes: str) -> RunPlan:
         """The same plan with these notes after its own, each once."""

@@ -89,3 +89,15 @@ def test_the_text_says_all_there_is_to_know() -> None:
         "   4  0.62500    625.00    3.5  low",
         "note: one thing",
     ]
+
+
+def test_a_stage_without_steps_is_told_for_whole_runs_only() -> None:
+    whole = plan(ABOVE_ALL, 0.0)
+    assert whole.idle() == (
+        f"the {whole.stages[0].name} stage runs none of the {whole.schedule.steps} steps; "
+        "for all stages use another switch or more steps",
+    )
+    sigmas = whole.schedule.sigmas[2:]
+    rest = Schedule(name="part", sigmas=sigmas, timesteps=whole.schedule.timesteps[2:])
+    assert plan(ABOVE_ALL, 0.0, schedule=rest).idle() == ()
+    assert plan(0.875, 0.0).idle() == ()

@@ -42,7 +42,7 @@ class Circumstances:
 
 def advice(plan: RunPlan, given: Circumstances) -> tuple[str, ...]:
     """Sentences about ``plan`` under these circumstances; none for a usual run."""
-    return (*_of_plan(plan, given), *_of_clip(given))
+    return (*plan.idle(), *_of_plan(plan, given), *_of_clip(given))
 
 
 def _of_plan(plan: RunPlan, given: Circumstances) -> Iterator[str]:

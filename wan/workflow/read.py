@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import shown
+from ..files.paths import read_head
 from .graph import Link, Node, Workflow
 from .widgets import NOT_NAMED, WIDGETS
 
@@ -47,6 +48,7 @@ def read_canvas(path: str | Path) -> Any:
         ValueError: it is no JSON.
     """
     path = Path(path)
+    read_head(path)  # says in one sentence what is wrong with a path that holds no file
     if path.stat().st_size > LIMIT:
         raise ValueError(f"{shown(path)} is too large to be a workflow; choose the JSON file")
     try:
