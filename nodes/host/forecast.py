@@ -82,8 +82,13 @@ def forecast_run(
 def plan_text(
     guider: Any, sampler: Any, sigmas: Tensor, samples: Tensor, *, time_it: bool = False
 ) -> str:
-    """:func:`forecast_run` in words."""
-    plan, forecast = forecast_run(guider, sampler, sigmas, samples, time_it=time_it)
+    """:func:`forecast_run` in words; of MODELs that nothing can be foretold of, the plan alone."""
+    try:
+        plan, forecast = forecast_run(guider, sampler, sigmas, samples, time_it=time_it)
+    except (ValueError, RuntimeError) as error:
+        if not hasattr(guider, "plan_run"):
+            raise
+        return f"{describe(guider.plan_run(sigmas))}\nno forecast: {error}"
     return "\n".join([describe(plan), *forecast_lines(forecast)])
 
 
@@ -91,7 +96,10 @@ def remember(guider: Any, samples: Tensor, seconds_per_call: float | None) -> No
     """Keep how long a call of the network took, for forecasts of later runs."""
     if seconds_per_call is None:
         return
-    networks = networks_of(guider.models)
+    try:
+        networks = networks_of(guider.models)
+    except ValueError:  # nothing is foretold of such MODELs
+        return
     tokens = token_grid(*samples.shape[2:]).tokens
     flops = samples.shape[0] * forward_flops(networks.transformer, tokens)
     measured = Measurement(

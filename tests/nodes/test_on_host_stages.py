@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from wanexperts import comfy_server
@@ -261,7 +263,7 @@ def test_three_phases_in_the_sampler(host):
     graph["20"] = node("PreviewAny", source=(SAMPLER, 1))
     outputs = host.run(graph)
     got, plan = saved_latents(host, outputs), outputs["20"]["text"][0]
-    assert [line.split()[-1] for line in plan.splitlines()[-4:]] == [
+    assert re.findall(r"^ +\d+ .*?(\w+)$", plan, re.M) == [
         "motion",
         "noise",
         "noise",

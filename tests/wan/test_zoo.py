@@ -359,7 +359,8 @@ def test_weights_of_nan_end_the_run_without_a_clip(
     assert told.startswith("error: ")
     assert words in told
     assert "; " in told
-    assert not list(out.parent.iterdir())
+    # What good steps made is kept; there is no clip, whole or broken.
+    assert {path.name for path in out.parent.iterdir()} <= {".wan-runs"}
 
 
 # Fuzzed headers, the whole way: whatever a file says of itself, a door opens or ends in a sentence.

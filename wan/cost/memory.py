@@ -64,6 +64,8 @@ def step_bytes(
     model = WanTransformer(one, attention=_attention, device=META, dtype=stored or dtype)
     contexts = torch.empty(2, 1, config.text_len, config.text_dim, device=META)
     noise = torch.empty(batch, *shape, device=META)
+    # What an expert reads beside the latents, such as an image.
+    beside = torch.empty(batch, config.in_dim - shape.channels, *shape[1:], device=META)
     sigmas = make_schedule("shifted", steps=_STEPS, shift=5.0).sigmas
 
     def velocity(x: Tensor, sigma: float) -> Tensor:
@@ -71,6 +73,8 @@ def step_bytes(
         if step < _STEPS - 2:  # a solver holds most, and evaluates twice, in the last steps
             return torch.empty_like(x)
         seen, timestep = x.to(dtype), torch.empty(batch, device=META)
+        if beside.numel():
+            seen = torch.cat([seen, beside.to(dtype)], dim=1)
         cond = torch.empty_like(x) if guided else None  # of the forward with the other prompt
         out: Tensor = model(seen, timestep, contexts[0].expand(batch, -1, -1))
         return out if cond is None else cfg(cond, out, 2.0)
