@@ -20,12 +20,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -38,54 +35,17 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
+from benchmarks.comfy import enter as _enter  # noqa: E402
+from benchmarks.comfy import environment  # noqa: E402
+from benchmarks.lines import comfy_version, hardware  # noqa: E402
+from benchmarks.peak import MB, Peak, kept  # noqa: E402
 from wan.checkpoint import check_pair, load_transformer, open_checkpoint  # noqa: E402
 from wan.config import T2V_A14B  # noqa: E402
 from wan.convert import convert  # noqa: E402
 from wan.files.write import Entry, write_safetensors  # noqa: E402
 from wan.transformer import WanTransformer  # noqa: E402
 
-MB = 1e6
 NAMES = ("bench_high_noise.safetensors", "bench_low_noise.safetensors")
-
-
-class Peak:
-    """Peak anonymous memory of this process while the block runs, sampled every few milliseconds."""
-
-    def __enter__(self) -> Peak:
-        """Start from what is held now."""
-        self._base = self._peak = anonymous()
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop sampling."""
-        self._done.set()
-        self._thread.join()
-        self._peak = max(self._peak, anonymous())
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.002):
-            self._peak = max(self._peak, anonymous())
-
-    @property
-    def bytes(self) -> int:
-        """Peak above the start."""
-        return self._peak - self._base
-
-
-def anonymous() -> int:
-    """Bytes of memory of this process that no file backs."""
-    return _proc("status", "RssAnon") * 1024
-
-
-def _proc(file: str, field: str) -> int:
-    """A number that Linux keeps of this process."""
-    for line in Path("/proc/self", file).read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    raise RuntimeError(f"/proc/self/{file} has no {field}; this benchmark needs Linux")
 
 
 def write_pair(folder: Path, layers: int) -> int:
@@ -163,17 +123,6 @@ def ours_in_comfyui(folder: Path, checkout: Path | None) -> Callable[[], object]
     return load
 
 
-def _enter(checkout: Path | None) -> None:
-    """Make a ComfyUI checkout importable, on the CPU."""
-    if checkout is None:
-        raise ValueError("name a ComfyUI folder")
-    sys.path.insert(0, str(checkout))
-    sys.argv = ["main.py", "--cpu"]
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-
-
 WAYS = {
     "ours": ours,
     "safetensors.load_file": plain_safetensors,
@@ -195,7 +144,7 @@ def forward(loaded: Any) -> None:
 def measure(way: str, folder: Path, checkout: Path | None) -> dict[str, object]:
     """One way of loading, in this process."""
     load = WAYS[way](folder, checkout)
-    before = _proc("io", "rchar")
+    before = kept("io", "rchar")
     with Peak() as peak:
         start = time.perf_counter()
         loaded = load()
@@ -204,12 +153,12 @@ def measure(way: str, folder: Path, checkout: Path | None) -> dict[str, object]:
         "way": way,
         "seconds": round(seconds, 3),
         "anonymous_mb": round(peak.bytes / MB, 1),
-        "read_mb": round((_proc("io", "rchar") - before) / MB, 1),
+        "read_mb": round((kept("io", "rchar") - before) / MB, 1),
     }
     with Peak() as peak:
         forward(loaded)
     told["forward_anonymous_mb"] = round(peak.bytes / MB, 1) if way == "ours" else None
-    told["resident_mb"] = round(_proc("status", "VmHWM") * 1024 / MB, 1)
+    told["resident_mb"] = round(kept("status", "VmHWM") * 1024 / MB, 1)
     return told
 
 
@@ -234,7 +183,7 @@ def main() -> None:
         pair = sum((folder / name).stat().st_size for name in NAMES)
     about = {
         "layers": given.layers, "pair_mb": round(pair / MB), "limit_mb": round(2 * block / MB),
-        "torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "threads": torch.get_num_threads(), **hardware(),
     }  # fmt: skip
     text = "\n".join(json.dumps({"benchmark": "load_pair", **line, **about}) for line in lines)
     print(text)
@@ -245,16 +194,14 @@ def main() -> None:
 def _run(way: str, folder: Path, checkout: Path | None) -> dict[str, object]:
     command = [sys.executable, __file__, "--one", way, str(folder)]
     command += ["--comfyui", str(checkout)] if checkout else []
-    # What lets ComfyUI start on a machine without a GPU, see tests/host_env; harmless elsewhere.
-    helpers = (ROOT / "tests" / "host_env", ROOT / ".test" / "host-site") if checkout else ()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, helpers))}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment(checkout)
+    )
     if done.returncode:
         raise RuntimeError(f"{way} failed:\n{done.stderr[-2000:]}")
     told: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
     if checkout:
-        version = (checkout / "comfyui_version.py").read_text().split('"')[1]
-        told["comfyui"] = version
+        told["comfyui"] = comfy_version(checkout)
     return told
 
 

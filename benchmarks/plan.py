@@ -116,7 +116,10 @@ def measure(name: str) -> dict[str, object]:
         weight.uniform_(-0.02, 0.02)
     held = sum(weight.nbytes for weight in model.parameters())
     networks = Networks(
-        transformer=config, dtype=dtype, experts=(Weights(nbytes=held, dtype=dtype),)
+        transformer=config,
+        dtype=dtype,
+        device=cpu.type,
+        experts=(Weights(nbytes=held, dtype=dtype),),
     )
     forecast = make_forecast(plan, networks, shape, solver=solver, measured=measured)
     assert forecast.seconds is not None

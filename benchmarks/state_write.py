@@ -21,9 +21,6 @@ CPU as free as a GPU at work does. The same run is timed in turn without and wit
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -35,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import Tensor
 
+from benchmarks.lines import hardware, report
 from wan.sampling import Progress, sample
 from wan.schedule import make_schedule
 from wan.sentinel import check
@@ -146,14 +144,9 @@ def main() -> int:
             "limit": LIMIT,
             "torch": torch.__version__,
             "device": given.device,
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
+            **hardware(),
         }
-    text = json.dumps(line)
-    print(text)
-    if given.out:
-        with given.out.open("a") as file:
-            file.write(f"{text}\n")
+    report(line, given.out)
     return int(share > LIMIT)
 
 
