@@ -32,7 +32,7 @@ class WanExpertsVerify(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "file", default="",
-                    tooltip="mp4 of Decode Wan Latents to Video, or latents of python -m wan: a name below "
+                    tooltip="mp4 or PNG of Decode Wan Latents to Video, or latents of python -m wan: a name below "
                     "the output (or input) folder, such as video/WanExperts_00001_.mp4.",
                 ),
                 io.Latent.Input(

@@ -40,7 +40,10 @@ class Switch:
     def __post_init__(self) -> None:
         kind, value = self.kind, self.value
         if kind not in KINDS:
-            raise ValueError(f"switch={kind!r} is not one of {', '.join(KINDS)}; use auto")
+            way = "auto"
+            if kind.lower() == "db" and -60 <= value <= 20:
+                way = f"snr with the plain ratio {10 ** (value / 10):.4g}"
+            raise ValueError(f"switch={kind!r} is not one of {', '.join(KINDS)}; use {way}")
         if kind == "boundary":
             check_boundary(value)
         elif kind == "snr" and not 0 <= value <= MAX_SNR:

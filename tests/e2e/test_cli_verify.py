@@ -6,9 +6,11 @@ import io
 import shlex
 
 import pytest
+import torch
 from wanexperts.tests.wan.family import write_family
 from wanexperts.wan.cli import build_parser, main
 from wanexperts.wan.manifest import read_manifest
+from wanexperts.wan.video import save_png
 
 OFFICIAL = "python generate.py --task t2v-A14B --sample_guide_scale 3.0,4.0 --base_seed 42"
 
@@ -47,6 +49,30 @@ def test_a_video_its_latents_and_a_second_run_are_one_run(models, tmp_path, caps
         assert capsys.readouterr().out == "the same latents, bit for bit\n"
 
 
+def test_a_still_and_frames_of_a_sequence_are_known_by_their_png_files(models, tmp_path, capsys):
+    out, latents = tmp_path / "one.png", tmp_path / "one.latent"
+    ask = ["generate", "--prompt", "红 circle", "--models", str(models), "--out"]
+    assert main([*ask, str(out), "--frames", "1", "--save-latents", str(latents)]) == 0
+    vae = next(models.rglob("*vae*.safetensors"))
+    decode = ["decode", str(latents), "--vae", str(vae), "--out", str(tmp_path / "frames")]
+    assert main([*decode, "--format", "png16-sequence"]) == 0
+    capsys.readouterr()
+    assert verify(out, latents) == 0
+    assert capsys.readouterr().out == "the same latents, bit for bit\n"
+    (frame,) = (tmp_path / "frames").iterdir()
+    assert read_manifest(frame) == read_manifest(out)
+    assert read_manifest(out).texts["positive"] == "红 circle"
+    for name, content in {"cut.png": out.read_bytes()[:100], "bare.png": None}.items():
+        if content is None:
+            save_png(tmp_path / name, torch.zeros(16, 16, 3, dtype=torch.uint8))
+        else:
+            (tmp_path / name).write_bytes(content)
+        assert verify(tmp_path / name, latents) == 2
+    told = capsys.readouterr().err
+    assert "cut.png is a PNG that is cut off; use a whole one" in told
+    assert "bare.png holds no record of its run" in told
+
+
 def test_what_differs_is_named(models, tmp_path, capsys):
     out, _ = generate(models, tmp_path, "one")
     other, _ = generate(models, tmp_path, "two", "--seed", 1, "--guidance-low", 5)
@@ -70,8 +96,8 @@ def test_the_record_is_whole(models, tmp_path):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "neither an mp4 nor saved latents"),
-        (b"hello", "neither an mp4 nor saved latents"),
+        (b"", "neither an mp4, a png nor saved latents"),
+        (b"hello", "neither an mp4, a png nor saved latents"),
         (b"\0\0\0\x18ftypisom" + bytes(100), "damaged mp4"),
         (None, "does not exist"),
     ],

@@ -257,7 +257,7 @@ def test_a_replaced_weight_file_is_named(host):
         ({"file": "../main.py"}, "leaves the output folder"),
         ({"file": "/etc/passwd"}, "leaves the output folder"),
         ({"file": "video/gone.mp4"}, "in neither the output nor the input folder"),
-        ({"file": "plain.txt"}, "neither an mp4 nor saved latents"),
+        ({"file": "plain.txt"}, "neither an mp4, a PNG nor saved latents"),
     ],
 )
 def test_files_that_cannot_be_verified_are_refused_before_the_run(host, inputs, words):

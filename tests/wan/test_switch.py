@@ -64,6 +64,7 @@ def test_steps_are_counted_from_the_start(step: int) -> None:
     ("kind", "value", "message"),
     [
         ("moon", 1, "switch='moon' is not one of auto, boundary, snr, timestep, fraction, step"),
+        ("db", 3, "use snr with the plain ratio 1.995"),
         ("boundary", 875, r"boundary=875 is not a noise level in \[0, 1\]; use 0.875"),
         (
             "snr",

@@ -11,7 +11,7 @@ from .bar import Bar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Two files of this project."""
-    told = "mp4, or saved latents"
+    told = "mp4, PNG, or saved latents"
     parser.add_argument("first", type=Path, metavar="A", help=told)
     parser.add_argument("second", type=Path, metavar="B", help=told)
 

@@ -1,4 +1,4 @@
-"""The manifest inside a file: an mp4, or saved latents."""
+"""The manifest inside a file: an mp4, a PNG, or saved latents."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import av
 
 from ..files import read_header, shown
 from ..files.paths import read_head
+from ..video import PNG_SIGNATURE, read_png_tags
 from .record import Manifest, from_json
 
 TAG, KEY = "wan", "manifest"
@@ -25,7 +26,12 @@ def read_manifest(path: Path) -> Manifest:
         ValueError: another kind of file, or it holds no record.
     """
     head = read_head(path)
-    tags = _video_tags(path) if head[4:8] in _VIDEO else _header_tags(path)
+    if head[4:8] in _VIDEO:
+        tags = _video_tags(path)
+    elif head.startswith(PNG_SIGNATURE):
+        tags = read_png_tags(path)
+    else:
+        tags = _header_tags(path)
     return find_manifest(tags, shown(path.name))
 
 
@@ -38,7 +44,7 @@ def find_manifest(tags: Mapping[str, str], name: str) -> Manifest:
     found = told.get(KEY) if isinstance(told, dict) else None
     if found is None:
         raise ValueError(
-            f"{name} holds no record of its run; use an mp4 or latents that this version of "
+            f"{name} holds no record of its run; use an mp4, a PNG or latents that this version of "
             "ComfyUI-WanExperts saved with metadata"
         )
     return from_json(found)
@@ -49,7 +55,7 @@ def _header_tags(path: Path) -> Mapping[str, str]:
         return read_header(path).metadata
     except ValueError as error:
         raise ValueError(
-            f"{shown(path.name)} is neither an mp4 nor saved latents; use a file this pack wrote"
+            f"{shown(path.name)} is neither an mp4, a PNG nor saved latents; use a file this pack wrote"
         ) from error
 
 

@@ -13,7 +13,7 @@ from .clip import Clip
 from .files import check_folder_writable, check_writable, whole_file
 from .formats import FORMATS, MP4_FORMATS, SEQUENCE_FORMATS, STILL_FORMATS, open_writer
 from .frames import check_frames, check_latents, to_frames, to_uint8, to_uint16
-from .images import read_png, save_png
+from .images import PNG_SIGNATURE, read_png, read_png_tags, save_png
 from .mp4 import BEST_CRF, WORST_CRF, VideoWriter
 from .sequence import SequenceWriter, frame_name
 from .sheet import SHEET_FRAMES, Sheet, contact_sheet
@@ -24,6 +24,7 @@ __all__ = [
     "BEST_CRF",
     "FORMATS",
     "MP4_FORMATS",
+    "PNG_SIGNATURE",
     "SEQUENCE_FORMATS",
     "SHEET_FRAMES",
     "STILL_FORMATS",
@@ -43,6 +44,7 @@ __all__ = [
     "open_writer",
     "read_audio",
     "read_png",
+    "read_png_tags",
     "save_png",
     "to_frames",
     "to_uint8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from .frames import Pixels, check_frames, pixels
 
 FORMATS = {8: "rgb24", 16: "rgb48be"}
 """FFmpeg's name of a PNG's pixels, by the bits of a sample."""
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _COMPRESSION = "3"
 """Of zlib: about as small as the default, see benchmarks/decode_to_file.py, in half the time."""
 _HEADER_END = 33
@@ -61,6 +63,40 @@ def read_png(path: str | Path) -> Tensor:
         frame = next(container.decode(video=0))
         deep = frame.format.components[0].bits > 8
         return torch.from_numpy(frame.to_ndarray(format="rgb48le" if deep else "rgb24"))
+
+
+def read_png_tags(path: str | Path) -> dict[str, str]:
+    """Text of a PNG that lies before its pixels, by key; compressed text is left out.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: no PNG, or one that is cut off.
+    """
+    tags: dict[str, str] = {}
+    with Path(path).open("rb") as file:
+        if file.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            raise ValueError(f"{path} is no PNG; use another file")
+        while (kind := (head := file.read(8))[4:]) not in (b"IDAT", b"IEND"):
+            if len(head) < 8:
+                raise ValueError(f"{path} is a PNG that is cut off; use a whole one")
+            size = int.from_bytes(head[:4], "big")
+            if kind in (b"tEXt", b"iTXt"):
+                tags |= _text_of(kind, file.read(size))
+            else:
+                file.seek(size, os.SEEK_CUR)
+            file.seek(4, os.SEEK_CUR)  # the checksum
+    return tags
+
+
+def _text_of(kind: bytes, body: bytes) -> dict[str, str]:
+    """Key and text of a chunk; nothing if it is compressed."""
+    key, _, text = body.partition(b"\0")
+    name = key.decode("latin-1")
+    if kind == b"tEXt":
+        return {name: text.decode("latin-1")}
+    if text[:1] != b"\0":
+        return {}
+    return {name: text[2:].split(b"\0", 2)[-1].decode("utf-8", "replace")}
 
 
 def _text_chunk(key: str, value: str) -> bytes:
