@@ -35,8 +35,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from benchmarks.comfy import enter as _enter  # noqa: E402
-from benchmarks.comfy import environment  # noqa: E402
+from benchmarks.checkout import enter as _enter  # noqa: E402
+from benchmarks.checkout import environment  # noqa: E402
 from benchmarks.lines import comfy_version, hardware  # noqa: E402
 from benchmarks.peak import MB, Peak, kept  # noqa: E402
 from wan.checkpoint import check_pair, load_transformer, open_checkpoint  # noqa: E402
