@@ -116,7 +116,12 @@ def networks_of(models: tuple[Any, ...]) -> Networks:
     experts = tuple(
         Weights(nbytes=model.model_size(), dtype=_stored(model.model)) for model in distinct
     )
-    return Networks(transformer=_config(first.diffusion_model), dtype=dtype, experts=experts)
+    return Networks(
+        transformer=_config(first.diffusion_model),
+        dtype=dtype,
+        device=models[0].load_device.type,
+        experts=experts,
+    )
 
 
 def _config(network: Any) -> TransformerConfig:

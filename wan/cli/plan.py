@@ -75,7 +75,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
         if len(runs) > 1:
             print(f"run {number + 1} of {len(runs)}: node {found.node.id} ({found.node.title})")
         files = _Files(given.models)
-        networks, own = _networks(found, files, dtype)
+        networks, own = _networks(found, files, dtype, device.type)
         found = settled(found, own)
         plan = _planned(found.stages, _schedule(found), found.shift, own)
         shape, batch = _shape(found, own, files.notes)
@@ -121,7 +121,7 @@ class _Files:
 
 
 def _networks(
-    found: FoundRun, files: _Files, dtype: torch.dtype
+    found: FoundRun, files: _Files, dtype: torch.dtype, device: str
 ) -> tuple[Networks, SamplingConfig]:
     """What runs, and how it wants to be sampled."""
     names = dict.fromkeys(stage.model.file for stage in found.stages)
@@ -133,7 +133,9 @@ def _networks(
     experts = (experts * 2)[: max(2, len(experts))]
     text = files.find(found.text, "text_encoder", "text encoder")
     vae = files.find(found.vae, "vae", "VAE")
-    networks = read_networks(experts[0], experts[-1], text=text, vae=vae, dtype=dtype)
+    networks = read_networks(
+        experts[0], experts[-1], text=text, vae=vae, dtype=dtype, device=device
+    )
     given = next((expert for expert in experts if expert is not None), None)
     return networks, family_defaults(given) if given else T2V_A14B.sampling
 

@@ -8,13 +8,14 @@ from .advice import Circumstances, advice
 from .flops import block_flops, forward_flops
 from .forecast import Forecast, Networks, Phase, Weights, make_forecast
 from .forwards import StageForwards, count_forwards, evaluated_levels
-from .memory import StepBytes, step_bytes, text_bytes
+from .memory import Expert, StepBytes, step_bytes, text_bytes
 from .networks import held_weights, read_networks
 from .text import duration, forecast_lines, quantity
 from .timing import Measurement, time_block
 
 __all__ = [
     "Circumstances",
+    "Expert",
     "Forecast",
     "Measurement",
     "Networks",

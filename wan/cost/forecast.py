@@ -14,7 +14,7 @@ from ..shapes import LatentShape, pixel_frames, pixel_size, token_grid
 from ..vae import decode_bytes
 from .flops import forward_flops
 from .forwards import StageForwards, count_forwards, evaluated_levels
-from .memory import step_bytes, text_bytes
+from .memory import Expert, step_bytes, text_bytes
 from .timing import Measurement
 
 RING = 2
@@ -38,6 +38,7 @@ class Networks:
     Attributes:
         transformer: sizes of the experts.
         dtype: the experts compute in.
+        device: kind of device they run on, such as ``cpu`` or ``cuda``.
         experts: weights of each expert.
         text: sizes of the text encoder and its weights; None leaves it out.
         vae: sizes of the VAE and its weights; None leaves it out.
@@ -45,6 +46,7 @@ class Networks:
 
     transformer: TransformerConfig
     dtype: torch.dtype
+    device: str
     experts: tuple[Weights, ...]
     text: tuple[TextConfig, Weights] | None = None
     vae: tuple[VAEConfig, Weights] | None = None
@@ -151,11 +153,15 @@ def make_forecast(
     if levels is None:
         levels = evaluated_levels(solver, plan.schedule.sigmas)
     stages = count_forwards(plan, list(levels))
-    step = step_bytes(
-        networks.transformer,
-        shape,
-        networks.dtype,
+    expert = Expert(
+        config=networks.transformer,
+        dtype=networks.dtype,
+        device=networks.device,
         stored=networks.experts[0].dtype,
+    )
+    step = step_bytes(
+        expert,
+        shape,
         solver=solver,
         guided=sum(stage.forwards for stage in stages) > len(levels),
         batch=batch,

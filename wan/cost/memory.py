@@ -35,33 +35,48 @@ class StepBytes:
     state: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Expert:
+    """An expert as it will run.
+
+    Attributes:
+        config: its sizes; its number of blocks does not matter, one is in use at a time.
+        dtype: of the computation.
+        device: its kind, such as ``cpu`` or ``cuda``.
+        stored: dtype of the weights, None for ``dtype``; a layer stored in another one is converted
+            while it is used.
+    """
+
+    config: TransformerConfig
+    dtype: torch.dtype
+    device: str
+    stored: torch.dtype | None = None
+
+
 @lru_cache(maxsize=64)
 def step_bytes(
-    config: TransformerConfig,
+    expert: Expert,
     shape: LatentShape,
-    dtype: torch.dtype,
     *,
-    stored: torch.dtype | None = None,
     solver: str = "unipc",
     guided: bool = True,
     batch: int = 1,
 ) -> StepBytes:
     """Memory of a step of ``solver`` over latents (batch, \\*shape).
 
-    Attention is taken as a kernel without a table of all pairs, as FlashAttention's are.
+    Attention is taken as a kernel without a table of all pairs, as FlashAttention's are; on a CPU as
+    PyTorch's own.
 
     Args:
-        config: sizes of the expert; its number of blocks does not matter, one is in use at a time.
+        expert: what runs, and where.
         shape: latents of one clip.
-        dtype: of the computation.
-        stored: dtype of the weights, None for ``dtype``; a layer stored in another one is converted
-            while it is used.
         solver: a key of ``SOLVERS``.
         guided: whether any step needs the negative prompt too, which runs after the positive one.
         batch: clips at a time.
     """
-    one = replace(config, num_layers=1)
-    model = WanTransformer(one, attention=_attention, device=META, dtype=stored or dtype)
+    config, dtype = replace(expert.config, num_layers=1), expert.dtype
+    attention = _cpu_attention if expert.device == "cpu" else _attention
+    model = WanTransformer(config, attention=attention, device=META, dtype=expert.stored or dtype)
     contexts = torch.empty(2, 1, config.text_len, config.text_dim, device=META)
     noise = torch.empty(batch, *shape, device=META)
     # What an expert reads beside the latents, such as an image.
@@ -79,7 +94,7 @@ def step_bytes(
         out: Tensor = model(seen, timestep, contexts[0].expand(batch, -1, -1))
         return out if cond is None else cfg(cond, out, 2.0)
 
-    with torch.no_grad(), LiveBytes([noise, contexts]) as live:
+    with torch.no_grad(), LiveBytes([noise, contexts], device=expert.device) as live:
         x, state = noise.clone(), START
         for step in range(_STEPS):
             if step == _STEPS - 1:
@@ -101,6 +116,22 @@ def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The memory of attention: its result, and one number per query and head to normalise it."""
     result, _ = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
     return result.flatten(2)
+
+
+def _cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As :func:`_attention`, with what each thread of PyTorch's kernel for CPUs keeps for itself.
+
+    Scores, their largest and their sum, and results of some queries, in float32; in a narrower dtype
+    the scores once more.
+    """
+    (length, _, head), (keys, _, _) = q.shape[1:], k.shape[1:]
+    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    columns = min(keys, 512)
+    wide = rows * (columns + 2 + head)
+    narrow = 0 if q.dtype == torch.float32 else rows * columns
+    threads = torch.get_num_threads()
+    _ = q.new_empty(threads, wide, dtype=torch.float32), q.new_empty(threads, narrow)
+    return _attention(q, k, v)
 
 
 def _tensors(state: SolverState) -> list[Tensor]:

@@ -37,9 +37,10 @@ def read_networks(
     vae: Checkpoint | None = None,
     text: Checkpoint | None = None,
     dtype: torch.dtype,
+    device: str,
     family: FamilyConfig = T2V_A14B,
 ) -> Networks:
-    """The networks of these files; a missing one (None) is that of ``family`` in bfloat16.
+    """The networks of these files on a kind of device; a missing one (None) is of ``family`` in bfloat16.
 
     Experts keep weights narrower than ``dtype`` and packed ones as they are; VAE and text encoder run
     in float32 and keep theirs likewise.
@@ -57,6 +58,7 @@ def read_networks(
     return Networks(
         transformer=config,
         dtype=dtype,
+        device=device,
         experts=tuple(weights for weights in experts if weights is not None),
         text=(
             text_config,
