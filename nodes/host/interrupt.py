@@ -36,3 +36,8 @@ def _attend(func: Callable[..., Tensor], *args: Any, **kw: Any) -> Tensor:
     # One function for all runs: compiled models are compiled for what they were given.
     check_interrupted()
     return func(*args, **kw)
+
+
+def goes_through(override: Callable[..., Tensor] | None) -> bool:
+    """Whether ``override`` leaves attention to ComfyUI's own backend."""
+    return override is None or override is _attend

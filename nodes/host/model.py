@@ -13,7 +13,7 @@ import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import optimized_attention
+from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
 from einops import rearrange
 from torch import Tensor
@@ -29,7 +29,7 @@ from ...wan.shapes import token_grid
 from ...wan.transformer import Text, Tokens, WanTransformer, chunk_tokens
 from . import compat
 from .held import held
-from .interrupt import check_interrupted
+from .interrupt import ATTENTION, check_interrupted, goes_through
 from .mapped import settle
 from .patches import changed_at_use, patch_at_use
 from .quant import (
@@ -39,6 +39,7 @@ from .quant import (
     load_weights,
     unpacking_bytes,
 )
+from .readings import Readings, keep_readings
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +60,14 @@ class HostAttention:
         """Start without options; :class:`HostTransformer` sets them for each forward."""
         self.options: dict[str, Any] = {}
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
         """``(B, L, N, D)`` each to ``(B, L, N * D)``; ends here if the user asked for it."""
         check_interrupted()
-        heads = q.shape[2]
+        length, heads = q.shape[1:3]
         q, k, v = (rearrange(t, "b l n d -> b l (n d)") for t in (q, k, v))
-        return optimized_attention(q, k, v, heads=heads, transformer_options=self.options)
+        # Not every backend takes the argument, so none gets it without need.
+        mask = {} if bias is None else {"mask": bias.expand(length, -1)}
+        return optimized_attention(q, k, v, heads=heads, transformer_options=self.options, **mask)
 
 
 class HostTransformer(WanTransformer):
@@ -85,6 +88,11 @@ class HostTransformer(WanTransformer):
             config, ops=operations, attention=attention, make=held, device=device, dtype=dtype
         )
         self._attention = attention
+        self.readings = Readings()
+
+    def read_whole(self, context: Tensor, dtype: torch.dtype) -> Text:
+        """A prompt with all its rows, which every attention backend can do; see :meth:`read`."""
+        return self._plain_text(context, dtype)
 
     def forward(
         self, x: Tensor, timestep: Tensor, context: Tensor | None = None, **options: Any
@@ -117,7 +125,8 @@ class HostTransformer(WanTransformer):
         context = self._cut(context)
         self._check(x)
         grid = token_grid(*x.shape[2:])
-        hidden, time, tokens = self.embed(x, timestep, context, grid)
+        text = self.readings.of(self, context, x.dtype, few=_adds_bias(options))
+        hidden, time, tokens = self.embed(x, timestep, text, grid)
         self._attention.options = options
         try:
             hidden = self._run_blocks(hidden, tokens, options)
@@ -136,7 +145,9 @@ class HostTransformer(WanTransformer):
                 continue
 
             def original(args: dict[str, Any], block: Any = block) -> dict[str, Tensor]:
-                seen = tokens._replace(time=args["vec"], text=Text(args["txt"]), rope=args["pe"])
+                same = args["txt"] is tokens.text.rows
+                text = tokens.text if same else Text(args["txt"])
+                seen = tokens._replace(time=args["vec"], text=text, rope=args["pe"])
                 # A block writes into what it gets; a patch may keep that and look at it later.
                 return {"img": block(args["img"].clone(), seen)}
 
@@ -155,6 +166,16 @@ class HostTransformer(WanTransformer):
         if context.shape[1] > limit:
             log.warning("text of %d rows cut to the %d the model reads", context.shape[1], limit)
         return context[:, :limit]
+
+
+def _adds_bias(options: Mapping[str, Any]) -> bool:
+    """Whether attention adds a bias to its scores, and nobody counts the rows of the text.
+
+    Other backends and overrides may drop one without a word.
+    """
+    looked_at = options.get("patches_replace", {}).get("dit")
+    native = optimized_attention is attention_pytorch and goes_through(options.get(ATTENTION))
+    return native and not looked_at
 
 
 class HostModel(comfy.model_base.WAN21):
@@ -293,6 +314,7 @@ def build_model(
         model.to(offload)
     patcher = settle(patcher, packed=has_packed_layers(model.diffusion_model))
     patch_at_use(patcher)
+    keep_readings(patcher)
     return patcher
 
 

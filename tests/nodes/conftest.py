@@ -33,6 +33,7 @@ def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[comfy_
         HERE / "probe_models.py",
         HERE / "probe_plan.py",
         HERE / "probe_runs.py",
+        HERE / "probe_text.py",
     ]
     options = ("--cpu", "--preview-method", "latent2rgb")
     with comfy_server.Host(request.param, options=options, node_files=probes) as server:
