@@ -37,12 +37,14 @@ CONFIG = replace(T2V_A14B.transformer, num_layers=1)
 DTYPE = torch.bfloat16
 
 
-def weights(config: TransformerConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def weights(
+    config: TransformerConfig, dtype: torch.dtype, device: str = "cpu"
+) -> dict[str, Tensor]:
     """Random weights of one expert at which signals neither die nor explode; norms are near one."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
     state = {}
     for name, value in WanTransformer(config, device=torch.device("meta")).state_dict().items():
-        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32)
+        drawn = torch.randn(value.shape, generator=generator, dtype=torch.float32, device=device)
         norm = "norm" in name and name.endswith("weight")
         scale = 0.1 if value.ndim < 2 or "modulation" in name else value[0].numel() ** -0.5
         state[name] = (drawn * scale + norm).to(dtype)

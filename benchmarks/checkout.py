@@ -25,6 +25,7 @@ def enter(checkout: Path | None, *flags: str) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import comfy.cli_args  # parses now, whatever becomes of sys.argv
 
 
 def environment(checkout: Path | None) -> dict[str, str]:
