@@ -18,7 +18,7 @@ from ..wan.schedule import (
 )
 from ..wan.solvers import SOLVERS
 from ..wan.switch import in_all_forms
-from .checks import check_limits, problem, widget
+from .checks import CheckedNode, check_limits, unless_linked, widget
 from .host import compat
 from .host.picture import as_image, draw_plan
 from .host.sampling import as_sigmas, core_schedule, scheduler_names, solver_sampler
@@ -74,7 +74,7 @@ def describe_schedule(plan: RunPlan) -> str:
     return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 
-class WanExpertsSchedule(io.ComfyNode):
+class WanExpertsSchedule(CheckedNode):
     """Noise levels of a run, where the experts change, and a picture of it."""
 
     @classmethod
@@ -106,25 +106,7 @@ class WanExpertsSchedule(io.ComfyNode):
                     "is official for Wan2.2 14B text to video, 5 for Lightning, 1 bends nothing. It "
                     "does not act on lcm and list.",
                 ),
-                io.Combo.Input(
-                    "switch", options=SWITCHES, default="auto",
-                    tooltip="Where the experts change. auto: at the boundary of the MODEL, 0.875 "
-                    "without one. boundary, step: as below. snr, timestep, fraction: switch_value.",
-                ),
-                io.Float.Input(
-                    "boundary", default=DEFAULTS.boundary, **widget("boundary"),
-                    tooltip="Only for switch = boundary: the lowest noise level of the high-noise "
-                    "expert, 0 to 1. Official: 0.875.",
-                ),
-                io.Int.Input(
-                    "switch_step", default=_default_step(), **widget("switch_step"),
-                    tooltip="Only for switch = step: how many steps the high-noise expert runs.",
-                ),
-                io.Float.Input(
-                    "switch_value", default=1000 * DEFAULTS.boundary, **widget("switch_value"),
-                    tooltip="Only for switch = snr (((1 - sigma) / sigma)^2, a ratio: 0.0204 is boundary "
-                    "0.875), timestep (0 to 1000) or fraction (0 to 1 of the steps).",
-                ),
+                *_switch_inputs(),
                 io.String.Input(
                     "timesteps", default="1000, 750, 500, 250", multiline=True,
                     tooltip="Only for scheduler = list: timesteps from noise (1000) down, or noise "
@@ -157,7 +139,7 @@ class WanExpertsSchedule(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
+    def check_inputs(
         cls,
         scheduler: str | None = None,
         steps: int | None = None,
@@ -167,10 +149,11 @@ class WanExpertsSchedule(io.ComfyNode):
         switch_step: int | None = None,
         switch_value: float | None = None,
         timesteps: str | None = None,
-    ) -> bool | str:
+        **_: Any,
+    ) -> None:
         """Everything the numbers alone can tell."""
         given = (scheduler, steps, sigma_shift, switch, boundary, switch_step, switch_value)
-        return problem(_plan, *given, timesteps)
+        unless_linked(_plan, *given, timesteps)
 
     @classmethod
     def execute(
@@ -194,6 +177,31 @@ class WanExpertsSchedule(io.ComfyNode):
             as_image(draw_plan(plan)),
             describe_schedule(plan),
         )
+
+
+def _switch_inputs() -> list[Any]:
+    """Where the experts change."""
+    return [
+        io.Combo.Input(
+            "switch", options=SWITCHES, default="auto",
+            tooltip="Where the experts change. auto: at the boundary of the MODEL, 0.875 "
+            "without one. boundary, step: as below. snr, timestep, fraction: switch_value.",
+        ),
+        io.Float.Input(
+            "boundary", default=DEFAULTS.boundary, **widget("boundary"),
+            tooltip="Only for switch = boundary: the lowest noise level of the high-noise "
+            "expert, 0 to 1. Official: 0.875.",
+        ),
+        io.Int.Input(
+            "switch_step", default=_default_step(), **widget("switch_step"),
+            tooltip="Only for switch = step: how many steps the high-noise expert runs.",
+        ),
+        io.Float.Input(
+            "switch_value", default=1000 * DEFAULTS.boundary, **widget("switch_value"),
+            tooltip="Only for switch = snr (((1 - sigma) / sigma)^2, a ratio: 0.0204 is boundary "
+            "0.875), timestep (0 to 1000) or fraction (0 to 1 of the steps).",
+        ),
+    ]  # fmt: skip
 
 
 def _default_step() -> int:
@@ -230,7 +238,7 @@ def _plan(
     return plan.noted(*told)
 
 
-class WanExpertsSolver(io.ComfyNode):
+class WanExpertsSolver(CheckedNode):
     """A solver as SAMPLER."""
 
     @classmethod

@@ -82,16 +82,18 @@ def sample(  # noqa: PLR0913 - a run is these, each by its name
     run = _Run(velocity, schedule, solver, watch)
     point = _Point(step=start, x=noise.float(), state=state)
     # Of the latest step, as long as its verdict is on its way: the next one is begun meanwhile, so
-    # that the device is never without work.
+    # that the device is never without work, unless the watch would rather wait.
     late: _Step | None = None
     while point.step < schedule.steps or late is not None:
-        new = run.attempt(run.velocity, point) if point.step < schedule.steps else None
+        waits = late is not None and (point.step == schedule.steps or point.step in watch.waits)
+        new = None if waits else run.attempt(run.velocity, point)
         if late is not None and (failure := late.verdict.failure):
             step = run.again(late.before, failure)
         elif isinstance(new, Failure):
             step = run.again(point, new)
         elif new is None:
-            break
+            late = None
+            continue
         elif new.verdict.arrived and (failure := new.verdict.failure):
             step = run.again(point, failure)
         else:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -180,11 +180,14 @@ class Watch:
         rescue: ``(steps, x, denoised)``, called before the run ends because nothing helped, with the
             number of good steps, the latents after them and the latest clean prediction (None before
             the first step); keeps them, and says in words where, or "".
+        waits: steps (0..N-1) that are not begun before the verdict on the one before has arrived,
+            because it costs more to begin them in vain: those that load another expert.
     """
 
     ladder: Sequence[Rung] = ()
     relief: Sequence[Rung] = ()
     rescue: Callable[[int, Tensor, Tensor | None], str] | None = None
+    waits: Collection[int] = ()
 
     def again(
         self, failure: Failure, attempt: Callable[[Rung], T | Failure], where: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.samplers
@@ -15,11 +16,11 @@ from torch import Tensor
 from ...wan.plan import RunPlan
 from ...wan.state import tensor_digest
 from .ladder import Ladder
-from .manifest import Run, record_run
-from .run_key import Start
+from .manifest import record_run
 from .runs import AUTO, HostRun
 from .sampling import RUN
 from .stages import LaterStage, RunInputs, stage_clone
+from .start import Start
 from .watch import with_words
 
 log = logging.getLogger(__name__)
@@ -93,28 +94,42 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         """Run ``sampler`` over ``sigmas`` (N+1,), or what is left of it; as ``CFGGuider.sample`` otherwise."""
         if sigmas.shape[-1] < 2:
             return latent_image
-        self.told = ()
         plan = self.plan_run(sigmas)
         _announce(plan)
         callback = with_words(plan, callback)
-        first, last = (plan.stage_of(float(sigmas[end])) for end in (0, -1))
-        self._plan = plan
-        self._stage = self._running = first
-        self._ready = {self}
-        self.model_patcher = stage_clone(self._models[first], plan)
-        self.model_options = self.model_patcher.model_options
-        drawn = tensor_digest(noise.float())  # now: a sampler may write into it
         start = Start(
             plan=plan,
             models=self._models,
             origins=self._origins,
             conds=self.original_conds,
             noise=noise,
+            drawn=tensor_digest(noise.float()),
             latent=latent_image,
             mask=denoise_mask,
             sampler=sampler,
             seed=seed,
         )
+        with self._under_way(start) as run:
+            result = run.finished()
+            if result is None:
+                result = super().sample(
+                    noise, latent_image, sampler, sigmas,
+                    denoise_mask, callback, disable_pbar, seed, **kw,
+                )  # fmt: skip
+                run.finish(result)
+        record_run(start, result)
+        return result
+
+    @contextmanager
+    def _under_way(self, start: Start) -> Iterator[HostRun]:
+        """The run of ``start``, with this guider set up for it; nothing of it is left afterwards."""
+        plan = self._plan = start.plan
+        first, last = (plan.stage_of(float(plan.schedule.sigmas[end])) for end in (0, -1))
+        self.told = ()
+        self._stage = self._running = first
+        self._ready = {self}
+        self.model_patcher = stage_clone(self._models[first], plan)
+        self.model_options = self.model_patcher.model_options
         try:
             self._guiders = self._line_up(plan, first, last)
             ladder = Ladder(
@@ -123,13 +138,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
                 self._turn_back,
             )
             self._run = HostRun(start, ladder, resume=self._resume)
-            result = self._run.finished()
-            if result is None:
-                result = super().sample(
-                    noise, latent_image, sampler, sigmas,
-                    denoise_mask, callback, disable_pbar, seed, **kw,
-                )  # fmt: skip
-                self._run.finish(result)
+            yield self._run
         finally:
             self.told = () if self._run is None else self._run.told
             self.model_patcher = self._models[0]
@@ -137,20 +146,6 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             self._plan = self._inputs = self._run = None
             self._guiders = {}
             self._ready = set()
-        record_run(
-            Run(
-                plan=plan,
-                models=self._models,
-                conds=self.original_conds,
-                noise=drawn,
-                latent=latent_image,
-                mask=denoise_mask,
-                sampler=sampler,
-                seed=seed,
-                result=result,
-            )
-        )
-        return result
 
     def outer_sample(self, noise: Tensor, *args: Any, **kw: Any) -> Tensor:
         """Run with all stages prepared: their hooks and wrappers are known, nothing is loaded.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -30,10 +30,10 @@ from ...wan.manifest import (
     text_digest,
     to_json,
 )
-from ...wan.plan import RunPlan
 from ...wan.state import tensor_digest
 from .lora import DeltaPatch
 from .sampling import pure_noise
+from .start import Start
 
 log = logging.getLogger(__name__)
 
@@ -60,36 +60,13 @@ _records: dict[str, Manifest] = {}
 _weights: WeakKeyDictionary[nn.Module, Mark] = WeakKeyDictionary()
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Run:
-    """A run that is done, as its guider knows it.
+def record_run(start: Start, result: Tensor) -> None:
+    """Write down a run that gave raw latents ``result`` (B, C, T, h, w).
 
-    Attributes:
-        plan: which stage ran which steps.
-        models: the MODELs of the stages, as they came in.
-        conds: name -> conditionings as ``CFGGuider`` keeps them.
-        noise: digest of the initial noise.
-        latent, mask: what else went into the run.
-        sampler: the SAMPLER.
-        seed: of the noise.
-        result: raw latents (B, C, T, h, w).
+    Trouble with that costs one sentence in the log, never the run.
     """
-
-    plan: RunPlan
-    models: Sequence[Any]
-    conds: Mapping[str, Sequence[Mapping[str, Any]]]
-    noise: str
-    latent: Tensor | None
-    mask: Tensor | None
-    sampler: Any
-    seed: int | None
-    result: Tensor
-
-
-def record_run(run: Run) -> None:
-    """Write a run down. Trouble with that costs one sentence in the log, never the run."""
     try:
-        manifest = write_down(run)
+        manifest = write_down(start, result)
     except Exception as error:  # noqa: BLE001 - MODELs of other packs may hold anything
         log.warning("the run could not be written down for Verify Wan Run: %s", error)
         return
@@ -129,9 +106,9 @@ def file_tags(latent: Mapping[str, Any], vae: Any) -> dict[str, object]:
     return {TAG_KEY: to_json(manifest)}
 
 
-def write_down(run: Run) -> Manifest:
-    """The record of a run."""
-    schedule, first = run.plan.schedule, run.models[0]
+def write_down(start: Start, result: Tensor) -> Manifest:
+    """The record of a run that gave ``result``."""
+    schedule, first = start.plan.schedule, start.models[0]
     return Manifest(
         stages=tuple(
             StageRecord(
@@ -143,26 +120,26 @@ def write_down(run: Run) -> Manifest:
                 patches=patches_of(model),
                 dtype=_dtype(model),
             )
-            for spec, model in zip(run.plan.stages, run.models, strict=True)
+            for spec, model in zip(start.plan.stages, start.models, strict=True)
         ),
         sigmas=tuple(schedule.sigmas.tolist()),
         timesteps=tuple(schedule.timesteps.tolist()),
         schedule=schedule.name,
-        shift=float(run.plan.shift),
-        solver=_solver(run.sampler),
-        seed=run.seed,
+        shift=float(start.plan.shift),
+        solver=_solver(start.sampler),
+        seed=start.seed,
         noise="",
-        shape=tuple(run.result.shape),
+        shape=tuple(result.shape),
         attention=attention_name(),
         device=device_name(first.load_device),
-        inputs=dict(_inputs(run)),
-        texts=_texts(run.conds),
+        inputs=dict(_inputs(start)),
+        texts=_texts(start.conds),
         versions={
             "wan": __version__,
             "torch": torch.__version__,
             "comfyui": comfyui_version.__version__,
         },
-        result=tensor_digest(run.result.float()),
+        result=tensor_digest(result.float()),
     )
 
 
@@ -272,9 +249,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def _inputs(run: Run) -> Iterable[tuple[str, str]]:
-    yield "noise", run.noise
-    for name, conds in run.conds.items():
+def _inputs(start: Start) -> Iterable[tuple[str, str]]:
+    yield "noise", start.drawn
+    for name, conds in start.conds.items():
         yield (
             name,
             text_digest(
@@ -286,11 +263,11 @@ def _inputs(run: Run) -> Iterable[tuple[str, str]]:
                 }
             ),
         )
-    from_noise = float(run.plan.schedule.sigmas[0]) >= pure_noise(run.plan.shift) - 1e-5
-    if run.latent is not None and (run.mask is not None or not from_noise):
-        yield "latent", tensor_digest(run.latent.float())
-    if run.mask is not None:
-        yield "mask", tensor_digest(run.mask.float())
+    from_noise = float(start.plan.schedule.sigmas[0]) >= pure_noise(start.plan.shift) - 1e-5
+    if start.latent is not None and (start.mask is not None or not from_noise):
+        yield "latent", tensor_digest(start.latent.float())
+    if start.mask is not None:
+        yield "mask", tensor_digest(start.mask.float())
 
 
 def _value(value: Any) -> str:

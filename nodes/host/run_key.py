@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.samplers
@@ -15,13 +14,13 @@ from torch import Tensor
 
 from ...wan import __version__
 from ...wan.pipeline.keys import branch_points
-from ...wan.plan import RunPlan
 from ...wan.solvers import SOLVERS
 from ...wan.state import RunKeys, run_key
 from .graph_key import UnknownOrigin
 from .interrupt import ATTENTION
 from .manifest import TEXT, attention_name, device_name, loras_of, patches_of, weights_mark
 from .patches import KEY as OUR_CALLBACKS
+from .start import Start
 
 _OUTSIDE = re.compile(
     r"(^|_)(listen|port|tls|cors|upload|directory|paths|launch|preview|cache|manager|server|ci|standalone|"
@@ -34,32 +33,6 @@ DTYPE = "manual_cast_dtype"
 """Of a ComfyUI model: what it computes in, if not what its weights are stored in."""
 _UNTOLD = ("uuid", TEXT)
 """Of a conditioning: what does not act on a run."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Start:
-    """All that a run starts from.
-
-    Attributes:
-        plan: stages over the sigmas.
-        models: the MODEL of each stage.
-        origins: what made each, see :func:`~.graph_key.made_by`; None where that is not known.
-        conds: name -> conditionings as ``CFGGuider`` keeps them.
-        noise: initial noise, before a sampler writes into it.
-        latent, mask: what else goes into the run.
-        sampler: the SAMPLER.
-        seed: of the noise that a sampler adds.
-    """
-
-    plan: RunPlan
-    models: Sequence[Any]
-    origins: Sequence[str | None]
-    conds: Mapping[str, Sequence[Mapping[str, Any]]]
-    noise: Tensor
-    latent: Tensor | None
-    mask: Tensor | None
-    sampler: Any
-    seed: int | None
 
 
 def name_start(start: Start) -> RunKeys:

@@ -17,6 +17,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
+from ...wan.pipeline.keys import branch_points
 from ...wan.sampling import Callback, Progress, sample
 from ...wan.schedule import Schedule, Velocity
 from ...wan.sentinel import Failure, Watch, check, out_of_memory
@@ -25,7 +26,8 @@ from ...wan.state import Keeper, RunKeys, RunState, Store, write_latents
 from .files import output_slot
 from .graph_key import UnknownOrigin
 from .ladder import Ladder
-from .run_key import Start, name_start, remembering
+from .run_key import name_start, remembering
+from .start import Start
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,7 @@ class HostRun:
             ladder=ladder.of_step(ladder.numbers(velocity)),
             relief=ladder.of_step(ladder.memory(velocity)),
             rescue=self._rescue,
+            waits=branch_points(self._start.plan, self._start.sampler.wan_solver),
         )
 
         def after(progress: Progress) -> None:

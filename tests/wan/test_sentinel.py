@@ -6,11 +6,12 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
-from wanexperts.wan.experts import Stage, route
+from wanexperts.wan.experts import Stage, count_high, route
 from wanexperts.wan.sampling import Progress, sample
 from wanexperts.wan.schedule import Schedule, Velocity, make_schedule
 from wanexperts.wan.sentinel import (
@@ -368,3 +369,39 @@ def test_on_a_busy_device_the_next_step_is_begun_before_the_verdict_is_read(
         assert shown == sorted([*range(1, STEPS + 1), step + 1]), "shown again, put right"
         assert not seen[step].verdict.good
         assert seen[step + 1].verdict.good
+
+
+@pytest.mark.parametrize(("waiting", "changes"), [(True, 1), (False, 3)])
+def test_another_expert_is_not_begun_before_the_verdict_on_the_step_before(
+    monkeypatch: pytest.MonkeyPatch, waiting: bool, changes: int
+) -> None:
+    """Else a bad last step of one costs two changes more: back to it, and to the other one again."""
+    schedule, asked = _schedule(), []
+    wanted = sample(_experts(schedule), _noise(), schedule, SOLVERS["unipc"])
+
+    def late(denoised: Tensor, sigma: float, *, x: Tensor) -> Verdict:
+        return replace(check(denoised, sigma, x=x), event=_Late([], []))
+
+    def experts() -> Velocity:
+        def seen(velocity: Velocity) -> Velocity:
+            def run(x: Tensor, sigma: float) -> Tensor:
+                asked.append(velocity)
+                return velocity(x, sigma)
+
+            return run
+
+        stages = [
+            Stage(name="high_noise", boundary=0.875, velocity=seen(_field)),
+            Stage(name="low_noise", boundary=0.0, velocity=seen(_other)),
+        ]
+        return route(stages, schedule)
+
+    monkeypatch.setattr("wanexperts.wan.sampling.check", late)
+    first_low = count_high(schedule, 0.875)
+    flawed = Flaw(experts(), schedule.sigmas[first_low - 1].item(), _nan)
+    watch = Watch(
+        ladder=[Rung(name="float32", build=experts)], waits=[first_low] if waiting else []
+    )
+    got = sample(flawed, _noise(), schedule, SOLVERS["unipc"], watch=watch)
+    assert torch.equal(got, wanted)
+    assert sum(one is not other for one, other in pairwise(asked)) == changes

@@ -36,7 +36,7 @@ from ..text import encode_prompt
 from ..vae import denormalize
 from ..video import to_uint8
 from .experts import Compute, Networks, Weights
-from .keys import name_run
+from .keys import branch_points, name_run
 from .loras import LoraUse, resolve_loras
 from .request import Plan, Request, make_plan
 
@@ -236,7 +236,10 @@ class Pipeline:
             start=point.step,
             state=point.solver,
             watch=Watch(
-                ladder=networks.ladder(compute), relief=networks.relief(compute), rescue=rescue
+                ladder=networks.ladder(compute),
+                relief=networks.relief(compute),
+                rescue=rescue,
+                waits=branch_points(plan.run, plan.solver),
             ),
         )
 
