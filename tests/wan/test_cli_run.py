@@ -154,9 +154,15 @@ def test_three_stages_of_which_one_has_no_lora_become_phases(tmp_path: Path, mon
             guidance=Guidance.constant(2.5),
             switch=Switch("timestep", 970.0),
             loras=0.0,
+            called="motion",
         ),
-        Phase(expert="high", guidance=Guidance.constant(3.0), switch=Switch("step", 1)),
-        Phase(expert="low", guidance=curve),
+        Phase(
+            expert="high",
+            guidance=Guidance.constant(3.0),
+            switch=Switch("step", 1),
+            called="high noise",
+        ),
+        Phase(expert="low", guidance=curve, called="low noise"),
     )
 
 

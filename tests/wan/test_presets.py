@@ -92,4 +92,6 @@ def test_motion_runs_the_high_noise_expert_without_its_loras_first() -> None:
         ("high", 0.0), ("high", 1.0), ("low", 1.0),
     ]  # fmt: skip
     assert [len(plan.run.steps_of(index)) for index in range(3)] == [1, 3, 4]
+    names = ["motion", "high-noise expert", "low-noise expert"]
+    assert [stage.name for stage in plan.run.stages] == names
     assert [str(phase.guidance) for phase in plan.phases] == ["3.5", "1", "1"]

@@ -264,6 +264,7 @@ def read_request(given: argparse.Namespace, defaults: SamplingConfig) -> Request
         guidance=Guidance.constant(preset.motion.guidance),
         switch=Switch("timestep", preset.motion.until),
         loras=0.0,
+        called="motion",
     )
     return replace(request, phases=(motion, *request.all_phases()))
 

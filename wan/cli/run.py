@@ -202,7 +202,13 @@ def _phases(
             )
         strength = 1.0 if stage.model.loras == used[part].model.loras else 0.0
         phases.append(
-            Phase(expert=part, guidance=stage.guidance, switch=stage.switch, loras=strength)
+            Phase(
+                expert=part,
+                guidance=stage.guidance,
+                switch=stage.switch,
+                loras=strength,
+                called=stage.name,
+            )
         )
     return used, tuple(phases)
 

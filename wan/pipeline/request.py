@@ -29,17 +29,19 @@ class Phase:
         switch: where it ends; has no meaning in the last phase, which runs to the end. ``auto`` is the
             boundary the experts were trained with.
         loras: what the strengths of the expert's LoRAs are multiplied by; 0 runs without them.
+        called: its name where several phases run one expert; "" for that of the expert.
     """
 
     expert: str
     guidance: Guidance
     switch: Switch = AUTO
     loras: float = 1.0
+    called: str = ""
 
     @property
     def name(self) -> str:
-        """The expert in words."""
-        return PARTS[self.expert]
+        """What it is called, in words."""
+        return self.called or PARTS[self.expert]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
