@@ -5,7 +5,7 @@ Shape legend: B batch, L tokens, S text rows, D model dim, N heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..attention import Attention
 from ..config import TransformerConfig
 from ..layers import (
+    Linear,
     Modulation,
     Ready,
     gelu,
@@ -23,6 +24,8 @@ from ..layers import (
 )
 from ..ops import Ops, current
 from ..rope import apply_rope
+from .keys_values import PackedKeysValues, shared, spread
+from .memory import EXACT, Memory
 
 SLOTS = 6
 SCRATCH = 20
@@ -55,12 +58,18 @@ class Tokens(NamedTuple):
     """``(L, 2, head_dim // 2)`` float32."""
     chunk: int
     """How many tokens are worked on at a time where no gradient is wanted."""
+    memory: Memory = EXACT
+    """What is held how where no gradient is wanted."""
 
 
 Norm = Callable[[Tensor], Tensor]
 """Part of the hidden state to what a branch reads, in the compute dtype."""
 Branch = Callable[[Tensor, slice], Tensor]
 """``(part of the hidden state, its place in the sequence)`` to what is added to that part."""
+Gated = tuple[Branch, Tensor | None]
+"""A branch and the factor ``(B, 1, D)`` of what it adds; None for 1."""
+Attend = Callable[[Tensor], Tensor]
+"""Queries ``(B, n, N, D / N)``, which may be overwritten, to what they attend, ``(B, n, D)``."""
 
 
 def chunk_tokens(tokens: int) -> int:
@@ -68,17 +77,29 @@ def chunk_tokens(tokens: int) -> int:
     return min(MANY_TOKENS, max(FEW_TOKENS, tokens // SCRATCH))
 
 
-def add(x: Tensor, branch: Branch, gate: Tensor | None, chunk: int) -> Tensor:
-    """``x + gate * branch(x)``; without gradients in place, ``chunk`` tokens of ``(B, L, D)`` at a time."""
+def add(x: Tensor, branches: Sequence[Gated], tokens: Tokens) -> Tensor:
+    """``x (B, L, D)`` and what each branch adds to what the ones before left.
+
+    Without gradients in place, some tokens at a time, each part going through all branches.
+    """
     if torch.is_grad_enabled():
-        out = branch(x, slice(None))
-        return x + out if gate is None else torch.addcmul(x, out, gate)
-    for start in range(0, x.shape[1], chunk):
-        where = slice(start, start + chunk)
-        part = x[:, where]
-        out = branch(part, where)
-        part.add_(out) if gate is None else part.addcmul_(out, gate)
+        for branch, gate in branches:
+            out = branch(x, slice(None))
+            x = x + out if gate is None else torch.addcmul(x, out, gate)
+        return x
+    for where in parts(x.shape[1], tokens.chunk):
+        part = tokens.memory.take(x, where, tokens.time.device)
+        for branch, gate in branches:
+            out = branch(part, where)
+            part.add_(out) if gate is None else part.addcmul_(out, gate)
+            del out
+        tokens.memory.put(part, x, where)
     return x
+
+
+def parts(tokens: int, chunk: int) -> list[slice]:
+    """The places of ``tokens`` tokens, ``chunk`` at a time."""
+    return [slice(start, start + chunk) for start in range(0, tokens, chunk)]
 
 
 class SelfAttention(nn.Module):
@@ -104,39 +125,73 @@ class SelfAttention(nn.Module):
 
     def to_tokens(self, x: Tensor, norm: Norm, tokens: Tokens, make: Ready) -> Branch:
         """Attention of tokens to all of ``norm(x)``, whose keys and values are made here."""
-        keys, values = self._keys_values(x, norm, tokens, make)
+        attend = self._attend(x, norm, tokens, make)
         query, output = make(self.q, tokens.text.rows), make(self.o, tokens.text.rows)
 
         def branch(part: Tensor, where: slice) -> Tensor:
             q = self._rotated(query(norm(part)), self.norm_q, tokens.rope[where])
-            return output(self.attention(q, keys, values))
+            return output(attend(q))
 
         return branch
 
-    def _keys_values(
-        self, x: Tensor, norm: Norm, tokens: Tokens, make: Ready
-    ) -> tuple[Tensor, Tensor]:
-        """Rotated keys and values ``(B, L, N, D / N)`` of all tokens."""
+    def _attend(self, x: Tensor, norm: Norm, tokens: Tokens, make: Ready) -> Attend:
+        """Attention to the keys and values of all tokens of ``x``."""
         key, value = make(self.k, tokens.text.rows), make(self.v, tokens.text.rows)
         if torch.is_grad_enabled():
             y = norm(x)
-            return self._rotated(key(y), self.norm_k, tokens.rope), self.heads(value(y))
-        keys, values = (torch.empty_like(x, dtype=tokens.text.rows.dtype) for _ in range(2))
-        for start in range(0, x.shape[1], tokens.chunk):
-            where = slice(start, start + tokens.chunk)
-            y = norm(x[:, where])
+            k, v = self._rotated(key(y), self.norm_k, tokens.rope), self.heads(value(y))
+            return lambda q: self.attention(q, k, v)
+        if tokens.memory.int8:
+            packed = self._packed(x, norm, tokens, key, value)
+            return lambda q: packed.attend(q, self.attention)
+        keys, values = self._keys_values(x, norm, tokens, key, value)
+        return lambda q: self.attention(q, keys, values)
+
+    def _keys_values(
+        self, x: Tensor, norm: Norm, tokens: Tokens, key: Linear, value: Linear
+    ) -> tuple[Tensor, Tensor]:
+        """Rotated keys and values ``(B, L, N, D / N)`` of all tokens."""
+        like = tokens.text.rows
+        keys, values = (
+            torch.empty(x.shape, dtype=like.dtype, device=like.device) for _ in range(2)
+        )
+        for where in parts(x.shape[1], tokens.chunk):
+            y = norm(tokens.memory.take(x, where, like.device))
             write(value, y, values[:, where])
             k = key(y)
             del y
             self._rotated(k, self.norm_k, tokens.rope[where], self.heads(keys[:, where]))
         return self.heads(keys), self.heads(values)
 
+    def _packed(
+        self, x: Tensor, norm: Norm, tokens: Tokens, key: Linear, value: Linear
+    ) -> PackedKeysValues:
+        """Rotated keys and values of all tokens in eight bits."""
+        device = tokens.text.rows.device
+
+        def part(where: slice) -> Tensor:
+            return norm(tokens.memory.take(x, where, device))
+
+        def rotated(k: Tensor, where: slice) -> Tensor:
+            return self._rotated(k, self.norm_k, tokens.rope[where])
+
+        centre = shared([rotated(key(part(where)), where) for where in spread(x.shape[1])])
+        packed = PackedKeysValues(x.shape[1], centre)
+        for where in parts(x.shape[1], tokens.chunk):
+            y = part(where)
+            packed.values.write(where, self.heads(value(y)))
+            k = key(y)
+            del y
+            packed.keys.write(where, rotated(k, where))
+            del k
+        return packed
+
     def _rotated(
         self, x: Tensor, norm: nn.Module, rope: Tensor, out: Tensor | None = None
     ) -> Tensor:
-        """``x (B, L, D)`` normed and rotated, ``(B, L, N, D / N)``."""
+        """``x (B, L, D)`` normed and rotated, ``(B, L, N, D / N)``; without gradients or ``out`` in place of ``x``."""
         if out is None and not torch.is_grad_enabled():
-            out = torch.empty_like(self.heads(x))
+            out = self.heads(x)
         return apply_rope(self.heads(norm(x)), rope, out)
 
 
@@ -194,24 +249,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tokens) -> Tensor:
         """Map the hidden state ``(B, L, D)`` to the next one; without gradients it is ``x``, overwritten."""
+        branches = self._branches(x, tokens)
+        if tokens.memory.hidden_on is not None and not torch.is_grad_enabled():
+            return add(x, list(branches), tokens)  # one journey for all three
+        for branch in branches:
+            x = add(x, [branch], tokens)
+            del branch  # its keys and weights, before the next one makes its own
+        return x
+
+    def _branches(self, x: Tensor, tokens: Tokens) -> Iterator[Gated]:
+        """The three branches in their order, each made when it is asked for."""
         self_mod, ffn_mod = self._modulation(tokens.time)
-        chunk, dtype = tokens.chunk, tokens.text.rows.dtype
+        dtype, make = tokens.text.rows.dtype, self.make
 
         def normed(mod: Modulation) -> Norm:
             return lambda part: modulated_norm(part, mod.shift, mod.scale, self.eps).to(dtype)
 
-        # Each branch lets go of its keys and weights before the next one is made.
-        x = add(
-            x,
-            self.self_attn.to_tokens(x, normed(self_mod), tokens, self.make),
-            self_mod.gate,
-            chunk,
-        )
-        x = add(
-            x, self.cross_attn.to_text(lambda part: self.norm3(part).to(dtype), tokens, self.make),
-            None, chunk,
-        )  # fmt: skip
-        return add(x, self._feed_forward(normed(ffn_mod), tokens.text.rows), ffn_mod.gate, chunk)
+        yield self.self_attn.to_tokens(x, normed(self_mod), tokens, make), self_mod.gate
+        yield self.cross_attn.to_text(lambda part: self.norm3(part).to(dtype), tokens, make), None
+        yield self._feed_forward(normed(ffn_mod), tokens.text.rows), ffn_mod.gate
 
     def _feed_forward(self, norm: Norm, like: Tensor) -> Branch:
         wide, narrow = self.make(self.ffn[0], like), self.make(self.ffn[2], like)

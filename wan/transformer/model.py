@@ -25,7 +25,8 @@ from ..layers import Ready, ready, timestep_features
 from ..ops import Ops, TorchOps
 from ..rope import rope_table
 from ..shapes import TokenGrid, token_grid
-from .blocks import SLOTS, Block, Head, Text, Tokens, chunk_tokens
+from .blocks import SLOTS, Block, Head, Text, Tokens, chunk_tokens, parts
+from .memory import EXACT, Memory
 
 
 class WanTransformer(nn.Module):
@@ -37,6 +38,7 @@ class WanTransformer(nn.Module):
         chunk: tokens worked on at a time where no gradient is wanted; None for :func:`chunk_tokens`.
         hidden: dtype of the hidden state; None for that of the latents. float32 beside bfloat16 is
             what the official code has, and one more hidden state of memory.
+        memory: what a forward holds how where no gradient is wanted.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class WanTransformer(nn.Module):
         self.dtype = dtype or torch.get_default_dtype()
         self.chunk: int | None = None
         self.hidden: torch.dtype | None = None
+        self.memory: Memory = EXACT
         self._rope: tuple[tuple[TokenGrid, torch.device], Tensor] | None = None
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = ops.Conv3d(
@@ -123,30 +126,48 @@ class WanTransformer(nn.Module):
         self, x: Tensor, timestep: Tensor, context: Tensor | Text, grid: TokenGrid
     ) -> tuple[Tensor, Tensor, Tokens]:
         """Everything before the blocks: hidden ``(B, L, D)``, time ``(B, D)`` float32, tokens."""
-        # Contiguous: every later pass over the tokens would otherwise stride across channels.
-        hidden = rearrange(self.patch_embedding(x), "b d t h w -> b (t h w) d")
-        hidden = hidden.to(self.hidden or x.dtype).contiguous()
         time = self.time_embedding(timestep_features(timestep, self.config.freq_dim))
-        slots = self.time_projection(time)
+        slots = self.time_projection(time)  # before the hidden state: its weight is wide in float32
+        hidden = self._patches(x, grid)
         text = context if isinstance(context, Text) else self._plain_text(context, x.dtype)
         tokens = Tokens(
             time=rearrange(slots, "b (six d) -> b six d", six=SLOTS),
             text=text,
             rope=self._table(grid, x.device),
             chunk=self.chunk or chunk_tokens(grid.tokens),
+            memory=self.memory,
         )
         return hidden, time, tokens
 
     def unembed(self, hidden: Tensor, time: Tensor, grid: TokenGrid) -> Tensor:
         """Hidden ``(B, L, D)`` to velocity ``(B, C, T, h, w)``; channels are fastest in a patch."""
-        parts = torch.split(hidden, self.chunk or chunk_tokens(grid.tokens), dim=1)
-        values = torch.cat([self.head(part, time) for part in parts], dim=1)
+        places = parts(grid.tokens, self.chunk or chunk_tokens(grid.tokens))
+        fetched = (self.memory.take(hidden, where, time.device) for where in places)
+        values = torch.cat([self.head(part, time) for part in fetched], dim=1)
         p, q, r = self.config.patch_size
         return rearrange(
             values,
             "b (t h w) (p q r c) -> b c (t p) (h q) (w r)",
             t=grid.frames, h=grid.height, w=grid.width, p=p, q=q, r=r,
         )  # fmt: skip
+
+    def _patches(self, x: Tensor, grid: TokenGrid) -> Tensor:
+        """The hidden state ``(B, L, D)`` of latents, where :attr:`memory` has it."""
+        dtype = self.hidden or x.dtype
+
+        def embedded(frames: Tensor) -> Tensor:
+            # Contiguous: every later pass over the tokens would otherwise stride across channels.
+            rows: Tensor = rearrange(self.patch_embedding(frames), "b d t h w -> b (t h w) d")
+            return rows.to(dtype).contiguous()
+
+        if self.memory.hidden_on is None or torch.is_grad_enabled():
+            return embedded(x)
+        shape = (x.shape[0], grid.tokens, self.config.dim)
+        hidden = self.memory.hold(shape, dtype, x.device)
+        frames = torch.split(x, self.config.patch_size[0], dim=2)
+        for where, part in zip(parts(grid.tokens, grid.height * grid.width), frames, strict=True):
+            self.memory.put(embedded(part), hidden, where)
+        return hidden
 
     def _plain_text(self, context: Tensor, dtype: torch.dtype) -> Text:
         """All rows, each as a key of its own: every attention backend can do this."""
