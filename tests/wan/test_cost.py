@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from wanexperts.wan import cost
 from wanexperts.wan.attention import Attention, sdpa
+from wanexperts.wan.checkpoint import open_checkpoint
 from wanexperts.wan.config import T2V_A14B, TINY, SamplingConfig, TransformerConfig
 from wanexperts.wan.cost.live import LiveBytes
 from wanexperts.wan.cost.memory import _cpu_attention
@@ -23,6 +25,9 @@ from wanexperts.wan.schedule import Schedule, make_schedule
 from wanexperts.wan.shapes import LatentShape, latent_shape, token_grid
 from wanexperts.wan.solvers import SOLVERS, START
 from wanexperts.wan.transformer import WanTransformer
+from wanexperts.wan.vae import tiny_bytes
+
+from .tiny_files import write_tiny
 
 A14B = T2V_A14B.transformer
 META = torch.device("meta")
@@ -270,6 +275,38 @@ def test_without_a_measurement_no_seconds_are_told() -> None:
     assert found.seconds is None
     lines = cost.forecast_lines(found)
     assert any(line.startswith("time: not known") for line in lines)
+
+
+def test_a_tiny_decoder_is_told_by_its_own_need(tmp_path: Path) -> None:
+    tiny = open_checkpoint(write_tiny(tmp_path / "taew2_1.safetensors"), "vae")
+    shape = latent_shape(5, 64, 96, channels=16)
+    plan = plan_of(make_schedule("unipc", steps=4, shift=5.0), "1", "1")
+    stood_in, own = (
+        cost.make_forecast(
+            plan,
+            cost.read_networks(None, None, vae=vae, dtype=torch.bfloat16, device="cuda"),
+            shape,
+            solver="euler",
+        ).phases[-1]
+        for vae in (tiny, None)
+    )
+    assert stood_in.working == 4 * 16 * 2 * 8 * 12 + tiny_bytes(8, 12, torch.float32)
+    assert stood_in.working < own.working / 3
+
+
+def test_what_a_forecast_leaves_out_is_told() -> None:
+    schedule = make_schedule("unipc", steps=4, shift=5.0)
+    shape = latent_shape(5, 64, 64, channels=16)
+    alone = replace(networks(), text=None, vae=None)
+    lines = {
+        len(given.all): cost.forecast_lines(
+            cost.make_forecast(plan_of(schedule, "1", "1"), given, shape, solver="euler")
+        )
+        for given in (networks(), alone)
+    }
+    told = "not counted: the text encoder, which runs before, the VAE, which runs after"
+    assert lines[2][-1] == told
+    assert not any(line.startswith("not counted") for line in lines[4])
 
 
 @pytest.mark.parametrize(

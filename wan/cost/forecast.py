@@ -10,13 +10,15 @@ import torch
 
 from ..config import TextConfig, TransformerConfig, VAEConfig
 from ..plan import RunPlan
-from ..shapes import LatentShape, pixel_frames, pixel_size, token_grid
-from ..vae import decode_bytes
+from ..shapes import SPATIAL_STRIDE, LatentShape, pixel_frames, pixel_size, token_grid
+from ..vae import decode_bytes, tiny_bytes
 from .flops import forward_flops
 from .forwards import StageForwards, count_forwards, evaluated_levels
 from .memory import Expert, step_bytes, text_bytes
 from .timing import Measurement
 
+TEXT, SAMPLING, DECODING = "text", "sampling", "decoding"
+"""Phases of a run, each with one network on the device."""
 RING = 2
 """State files that are written in turn; one more is kept at each change of stages."""
 FILE_BITS = 0.5
@@ -42,6 +44,7 @@ class Networks:
         experts: weights of each expert.
         text: sizes of the text encoder and its weights; None leaves it out.
         vae: sizes of the VAE and its weights; None leaves it out.
+        tiny: whether a tiny decoder stands in for the VAE.
     """
 
     transformer: TransformerConfig
@@ -50,6 +53,7 @@ class Networks:
     experts: tuple[Weights, ...]
     text: tuple[TextConfig, Weights] | None = None
     vae: tuple[VAEConfig, Weights] | None = None
+    tiny: bool = False
 
     @property
     def all(self) -> list[Weights]:
@@ -63,7 +67,7 @@ class Phase:
     """Memory of one phase of a run on the device: one network is there at a time.
 
     Attributes:
-        name: ``text``, ``sampling`` or ``decoding``.
+        name: ``TEXT``, ``SAMPLING`` or ``DECODING``.
         weights: bytes of the network's weights.
         working: bytes beside them at the widest moment.
     """
@@ -188,11 +192,15 @@ def _phases(
     if networks.text is not None:
         text, weights = networks.text
         working = text_bytes(text, weights.dtype)
-        found.append(Phase(name="text", weights=weights.nbytes, working=working))
+        found.append(Phase(name=TEXT, weights=weights.nbytes, working=working))
     largest = max(weights.nbytes for weights in networks.experts)
-    found.append(Phase(name="sampling", weights=largest, working=step))
+    found.append(Phase(name=SAMPLING, weights=largest, working=step))
     if networks.vae is not None:
         vae, weights = networks.vae
-        working = latents + decode_bytes(height, width, vae, torch.float32)
-        found.append(Phase(name="decoding", weights=weights.nbytes, working=working))
+        if networks.tiny:
+            grid = height // SPATIAL_STRIDE, width // SPATIAL_STRIDE
+            decoding = tiny_bytes(*grid, torch.float32)
+        else:
+            decoding = decode_bytes(height, width, vae, torch.float32)
+        found.append(Phase(name=DECODING, weights=weights.nbytes, working=latents + decoding))
     return tuple(found)

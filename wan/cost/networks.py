@@ -68,6 +68,7 @@ def read_networks(
             vae_config,
             held_weights(vae, wide) if vae else _published(WanVAE(vae_config, device=META)),
         ),
+        tiny=vae is not None and vae.is_tiny,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .forecast import Forecast
+from .forecast import DECODING, TEXT, Forecast
 
 _PREFIXES = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+
+_OTHERS = {TEXT: "the text encoder, which runs before", DECODING: "the VAE, which runs after"}
 
 
 def quantity(value: float, unit: str) -> str:
@@ -31,8 +33,12 @@ def duration(seconds: float) -> str:
 
 
 def forecast_lines(forecast: Forecast) -> list[str]:
-    """The forecast, a line each for calls, time, memory and disk."""
-    return [_calls(forecast), _time(forecast), _memory(forecast), _disk(forecast)]
+    """The forecast, a line each for calls, time, memory and disk, and for what it leaves out."""
+    lines = [_calls(forecast), _time(forecast), _memory(forecast), _disk(forecast)]
+    known = [phase.name for phase in forecast.phases]
+    if others := [told for name, told in _OTHERS.items() if name not in known]:
+        lines.append(f"not counted: {', '.join(others)}")
+    return lines
 
 
 def _calls(forecast: Forecast) -> str:
