@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..wan.config import T2V_A14B
 from ..wan.shapes import LatentShape, latent_shape
 from ..wan.text import clean
-from .checks import check_limits, problem, widget
+from .checks import CheckedNode, check_limits, unless_linked, widget
 from .host import compat
 from .host.latent import empty_latent
 from .host.manifest import TEXT
@@ -24,7 +24,7 @@ def check_prompt(prompt: str) -> None:
         raise ValueError("the positive prompt is empty; describe what the clip should show")
 
 
-class WanExpertsTextEncode(io.ComfyNode):
+class WanExpertsTextEncode(CheckedNode):
     """Positive and negative prompt in one node."""
 
     @classmethod
@@ -63,9 +63,9 @@ class WanExpertsTextEncode(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, positive: str | None = None) -> bool | str:
+    def check_inputs(cls, positive: str | None = None, **_: Any) -> None:
         """An empty prompt is refused before anything is loaded."""
-        return problem(check_prompt, positive)
+        unless_linked(check_prompt, positive)
 
     @classmethod
     def execute(cls, clip: Any, positive: str, negative: str) -> io.NodeOutput:
@@ -79,7 +79,7 @@ class WanExpertsTextEncode(io.ComfyNode):
         return io.NodeOutput(*encoded)
 
 
-class WanExpertsEmptyLatent(io.ComfyNode):
+class WanExpertsEmptyLatent(CheckedNode):
     """Size and length of the clip."""
 
     @classmethod
@@ -117,16 +117,17 @@ class WanExpertsEmptyLatent(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
-        cls, width: int | None = None, height: int | None = None, frames: int | None = None
-    ) -> bool | str:
+    def check_inputs(
+        cls,
+        width: int | None = None,
+        height: int | None = None,
+        frames: int | None = None,
+        **_: Any,
+    ) -> None:
         """Say which neighbouring values work."""
         # A linked value is not known yet; the smallest legal one stands in for it.
-        given = (
-            (1 if frames is None else frames),
-            *(16 if v is None else v for v in (height, width)),
-        )
-        return problem(_check_clip, *given)
+        sides = (16 if side is None else side for side in (height, width))
+        _check_clip(1 if frames is None else frames, *sides)
 
     @classmethod
     def execute(cls, width: int, height: int, frames: int, batch_size: int) -> io.NodeOutput:
@@ -137,6 +138,5 @@ class WanExpertsEmptyLatent(io.ComfyNode):
 
 
 def _check_clip(frames: int, height: int, width: int) -> LatentShape:
-    shape = latent_shape(frames, height, width, channels=T2V_A14B.vae.z_dim)
     check_limits(width=width, height=height, frames=frames)
-    return shape
+    return latent_shape(frames, height, width, channels=T2V_A14B.vae.z_dim)

@@ -19,7 +19,7 @@ from ..wan.video import (
     check_latents,
     open_writer,
 )
-from .checks import RARE, check_limits, problem, widget
+from .checks import RARE, CheckedNode, check_limits, unless_linked, widget
 from .host import compat
 from .host.files import output_slot
 from .host.frames import check_clip, decoded_frames, frame_size, preview, sound, video_of
@@ -42,7 +42,7 @@ def _check_format(format: str, crf: int) -> None:
     open_writer("", Clip(width=64, height=64, fps=16), format=format, crf=crf)
 
 
-class WanExpertsDecode(io.ComfyNode):
+class WanExpertsDecode(CheckedNode):
     """Latents to images."""
 
     @classmethod
@@ -72,7 +72,7 @@ class WanExpertsDecode(io.ComfyNode):
         return io.NodeOutput(decode_images(vae, latents))
 
 
-class WanExpertsDecodeToVideo(io.ComfyNode):
+class WanExpertsDecodeToVideo(CheckedNode):
     """Latents into a file, saved while it decodes."""
 
     @classmethod
@@ -138,15 +138,16 @@ class WanExpertsDecodeToVideo(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
+    def check_inputs(
         cls,
         filename_prefix: str | None = None,
         format: str | None = FORMATS[0],
         crf: int | None = _CRF,
-    ) -> bool | str:
+        **_: Any,
+    ) -> None:
         """Find out before the run whether the file can be written."""
-        told = problem(_check_prefix, filename_prefix)
-        return told if told is not True else problem(_check_format, format, crf)
+        unless_linked(_check_prefix, filename_prefix)
+        unless_linked(_check_format, format, crf)
 
     @classmethod
     def execute(

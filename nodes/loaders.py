@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ..wan.checkpoint import detect_transformer_config, family_defaults, format_card
-from .checks import ALLOW_MISMATCH, RARE, problem
+from .checks import ALLOW_MISMATCH, RARE, CheckedNode, unless_linked
 from .host import compat, files, parts
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def _report(pair: parts.Pair) -> str:
     return "\n".join(lines)
 
 
-class WanExpertsLoader(io.ComfyNode):
+class WanExpertsLoader(CheckedNode):
     """Both experts of one model, checked as a pair."""
 
     @classmethod
@@ -84,14 +85,15 @@ class WanExpertsLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
+    def check_inputs(
         cls,
         model_high_noise: str | None = None,
         model_low_noise: str | None = None,
         allow_mismatch: bool | None = False,
-    ) -> bool | str:
+        **_: Any,
+    ) -> None:
         """Check names, headers, sizes, roles and completeness of the pair."""
-        return problem(parts.open_experts, model_high_noise, model_low_noise, allow_mismatch)
+        unless_linked(parts.open_experts, model_high_noise, model_low_noise, allow_mismatch)
 
     @classmethod
     def fingerprint_inputs(
@@ -113,7 +115,7 @@ class WanExpertsLoader(io.ComfyNode):
         return io.NodeOutput(*models, report, ui=ui.PreviewText(report))
 
 
-class WanExpertsTextEncoderLoader(io.ComfyNode):
+class WanExpertsTextEncoderLoader(CheckedNode):
     """The umT5 text encoder with its tokenizer."""
 
     @classmethod
@@ -142,9 +144,9 @@ class WanExpertsTextEncoderLoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, text_encoder: str | None = None) -> bool | str:
+    def check_inputs(cls, text_encoder: str | None = None, **_: Any) -> None:
         """Check name, header, completeness and tokenizer."""
-        return problem(parts.open_text_encoder, text_encoder)
+        unless_linked(parts.open_text_encoder, text_encoder)
 
     @classmethod
     def fingerprint_inputs(cls, text_encoder: str | None) -> str:
@@ -157,7 +159,7 @@ class WanExpertsTextEncoderLoader(io.ComfyNode):
         return io.NodeOutput(parts.load_clip(parts.open_text_encoder(text_encoder)))
 
 
-class WanExpertsVAELoader(io.ComfyNode):
+class WanExpertsVAELoader(CheckedNode):
     """The causal video VAE."""
 
     @classmethod
@@ -182,9 +184,9 @@ class WanExpertsVAELoader(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, vae: str | None = None) -> bool | str:
+    def check_inputs(cls, vae: str | None = None, **_: Any) -> None:
         """Check name, header and completeness."""
-        return problem(parts.open_vae, vae)
+        unless_linked(parts.open_vae, vae)
 
     @classmethod
     def fingerprint_inputs(cls, vae: str | None) -> str:

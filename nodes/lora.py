@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..wan.files import shown
 from ..wan.keys.roles import HIGH, LOW
 from ..wan.lora import Resolved, coverage, scaling
-from .checks import ALLOW_MISMATCH, RARE, check_limits, problem, widget
+from .checks import ALLOW_MISMATCH, RARE, CheckedNode, check_limits, unless_linked, widget
 from .host import compat, files, lora
 from .host.lora_files import AUTO, EXPERTS, NONE, Choice, choose
 
@@ -42,7 +42,7 @@ def _strength(expert: str) -> Any:
     )  # fmt: skip
 
 
-class WanExpertsLora(io.ComfyNode):
+class WanExpertsLora(CheckedNode):
     """A LoRA on both experts, every dialect, nothing dropped in silence."""
 
     @classmethod
@@ -86,14 +86,15 @@ class WanExpertsLora(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
+    def check_inputs(
         cls,
         lora_high_noise: str | None = None,
         lora_low_noise: str | None = None,
         allow_mismatch: bool | None = None,
-    ) -> bool | str:
+        **_: Any,
+    ) -> None:
         """Check names, headers and roles of the files."""
-        return problem(_choose, lora_high_noise, lora_low_noise, allow_mismatch)
+        unless_linked(_choose, lora_high_noise, lora_low_noise, allow_mismatch)
 
     @classmethod
     def fingerprint_inputs(

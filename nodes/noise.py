@@ -5,13 +5,13 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..wan.noise import LAYOUTS
-from .checks import widget
+from .checks import CheckedNode, widget
 from .host import compat
 from .host.latent import LayoutNoise
 from .trajectory import CATEGORY
 
 
-class WanExpertsNoise(io.ComfyNode):
+class WanExpertsNoise(CheckedNode):
     """A seed and how it becomes noise, as NOISE."""
 
     @classmethod

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..wan.cost import forecast_lines
 from ..wan.plan import describe
-from .checks import RARE
+from .checks import RARE, CheckedNode
 from .host import compat
 from .host.forecast import forecast_run
 from .host.latent import fit_latent
@@ -16,7 +16,7 @@ from .host.picture import as_image, draw_plan
 from .trajectory import CATEGORY
 
 
-class WanExpertsPlan(io.ComfyNode):
+class WanExpertsPlan(CheckedNode):
     """The run of a GUIDER over SIGMAS, told before it is run."""
 
     @classmethod

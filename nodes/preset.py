@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..wan.config import MotionConfig
 from ..wan.guidance import Guidance
-from ..wan.presets import AS_BELOW, PRESETS, get_preset
+from ..wan.presets import AS_BELOW, PRESETS, Preset, get_preset
 from ..wan.switch import Switch
 from .host.model import sampling_of
 
@@ -44,8 +44,8 @@ def preset_input() -> Any:
     )  # fmt: skip
 
 
-def preset_settings(name: str, model: Any, *, has_motion: bool) -> RunSettings:
-    """What the preset ``name`` means for a MODEL.
+def check_preset(name: str, has_motion: bool) -> Preset:
+    """The preset ``name``, for a run that has a MODEL for motion or has none.
 
     Raises:
         ValueError: an unknown preset, or one whose first phase has no MODEL.
@@ -61,6 +61,12 @@ def preset_settings(name: str, model: Any, *, has_motion: bool) -> RunSettings:
             f"preset {name} has no phase for model_motion; disconnect it or use preset "
             "lightning-motion"
         )
+    return preset
+
+
+def preset_settings(name: str, model: Any, *, has_motion: bool) -> RunSettings:
+    """What the preset ``name`` means for a MODEL; ValueError as :func:`check_preset`."""
+    preset = check_preset(name, has_motion)
     settings = preset.settings(sampling_of(model))
     scales = settings.guidance_high, settings.guidance_low
     return RunSettings(

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..wan.recipes import Recipe, read_recipe, report
-from .checks import problem
+from .checks import CheckedNode, unless_linked
 from .host import compat
 from .host.recipe import host_sigmas, sampler_of
 from .host.sampling import as_sigmas
@@ -23,7 +23,7 @@ def _read(text: str) -> Recipe:
     return recipe
 
 
-class WanExpertsRecipe(io.ComfyNode):
+class WanExpertsRecipe(CheckedNode):
     """A pasted recipe."""
 
     @classmethod
@@ -70,9 +70,9 @@ class WanExpertsRecipe(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, recipe: str | None = None) -> bool | str:
+    def check_inputs(cls, recipe: str | None = None, **_: Any) -> None:
         """Say before the run what cannot be read."""
-        return problem(_read, recipe)
+        unless_linked(_read, recipe)
 
     @classmethod
     def execute(cls, recipe: str) -> io.NodeOutput:

@@ -11,11 +11,11 @@ from ..wan.config import MotionConfig
 from ..wan.guidance import Guidance
 from ..wan.noise import LAYOUTS
 from ..wan.plan import RunPlan
-from ..wan.presets import AS_BELOW, get_preset
+from ..wan.presets import AS_BELOW
 from ..wan.schedule import SCHEDULES, make_schedule
 from ..wan.solvers import SOLVERS
 from ..wan.switch import Switch
-from .checks import both, check_limits, problem, widget
+from .checks import CheckedNode, check_limits, unless_linked, widget
 from .host import compat
 from .host.forecast import plan_text
 from .host.graph_key import made_by
@@ -36,7 +36,7 @@ from .inputs import (
     shift_input,
     switch_inputs,
 )
-from .preset import RunSettings, preset_input, preset_settings
+from .preset import RunSettings, check_preset, preset_input, preset_settings
 from .trajectory import (
     CATEGORY,
     DEFAULTS,
@@ -52,7 +52,7 @@ IGNORED_LATENT = (
     "a noise mask, or use Wan Experts Guider with sigmas that start lower"
 )
 UNLINKED = False
-"""Stands for a MODEL that is not connected, where a connected one is None (see ``problem``)."""
+"""Stands for a MODEL that is not connected, where a connected one is None (see ``unless_linked``)."""
 INPUTS = {
     "motion": "model_motion",
     "high noise": "model_high_noise",
@@ -109,7 +109,7 @@ def _plan(
     return plan_run(stages, schedule, sigma_shift)
 
 
-class WanExpertsSampler(io.ComfyNode):
+class WanExpertsSampler(CheckedNode):
     """Two experts, one solver, one seed, one trajectory."""
 
     @classmethod
@@ -168,7 +168,7 @@ class WanExpertsSampler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
+    def check_inputs(
         cls,
         steps: int | None = None,
         sampler_name: str | None = None,
@@ -183,15 +183,17 @@ class WanExpertsSampler(io.ComfyNode):
         model_motion: Any = UNLINKED,
         motion_until: float | None = MOTION.until,
         preset: str | None = AS_BELOW,
-    ) -> bool | str:
+        **_: Any,
+    ) -> None:
         """Everything the numbers alone can tell, before anything is loaded."""
         if preset != AS_BELOW:
-            return problem(get_preset, preset)
-        curves = problem(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
+            unless_linked(check_preset, preset, model_motion is None)
+            return
+        unless_linked(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
         run = (steps, sampler_name, scheduler, sigma_shift)
         place = (switch, boundary, switch_step, switch_value)
         motion = (model_motion is None, motion_until)
-        return both(curves, problem(_check_run, *run, *place, *motion))
+        unless_linked(_check_run, *run, *place, *motion)
 
     @classmethod
     def execute(
@@ -270,7 +272,7 @@ def _check_run(
     _plan(steps, sampler_name, scheduler, sigma_shift, [motion, *stages] if has_motion else stages)
 
 
-class WanExpertsGuider(io.ComfyNode):
+class WanExpertsGuider(CheckedNode):
     """Both experts as a GUIDER for SamplerCustomAdvanced."""
 
     @classmethod
@@ -296,18 +298,18 @@ class WanExpertsGuider(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
+    def check_inputs(
         cls,
         switch: str | None = None,
         boundary: float | None = None,
         switch_value: float | None = SWITCH_VALUE,
         cfg_curve_high: str | None = "",
         cfg_curve_low: str | None = "",
-    ) -> bool | str:
+        **_: Any,
+    ) -> None:
         """The step is checked when the sigmas are known."""
-        curves = problem(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
-        place = problem(read_switch, switch, boundary, 0, switch_value)
-        return both(curves, place)
+        unless_linked(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
+        unless_linked(read_switch, switch, boundary, 0, switch_value)
 
     @classmethod
     def execute(

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..wan.schedule import TRAIN_TIMESTEPS
 from ..wan.switch import KINDS, Switch
-from .checks import RARE, both, check_limits, problem, widget
+from .checks import RARE, CheckedNode, check_limits, unless_linked, widget
 from .host import compat
 from .host.graph_key import made_by
 from .host.runs import AUTO
@@ -19,7 +19,7 @@ Stages = io.Custom("WAN_STAGES")
 UNTIL_VALUE = TRAIN_TIMESTEPS * DEFAULTS.boundary
 
 
-class WanExpertsStage(io.ComfyNode):
+class WanExpertsStage(CheckedNode):
     """One stage, after those it is chained to."""
 
     @classmethod
@@ -72,15 +72,16 @@ class WanExpertsStage(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(
+    def check_inputs(
         cls,
         until: str | None = None,
         until_value: float | None = None,
         cfg_curve: str | None = "",
-    ) -> bool | str:
+        **_: Any,
+    ) -> None:
         """Numbers and curve; the order of stages is checked when the sigmas are known."""
-        scale = problem(read_guidance, "cfg", 1.0, cfg_curve)
-        return both(scale, problem(_until, until, until_value))
+        unless_linked(read_guidance, "cfg", 1.0, cfg_curve)
+        unless_linked(_until, until, until_value)
 
     @classmethod
     def execute(
@@ -110,7 +111,7 @@ def _until(kind: str, value: float) -> Switch:
     return switch
 
 
-class WanExpertsStagesGuider(io.ComfyNode):
+class WanExpertsStagesGuider(CheckedNode):
     """All stages as a GUIDER for SamplerCustomAdvanced."""
 
     @classmethod

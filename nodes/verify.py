@@ -7,15 +7,18 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..wan.manifest import Manifest, verdict
-from .checks import problem
+from .checks import CheckedNode, unless_linked
 from .host import compat, files
 from .host.manifest import recall
 from .host.records import find_saved, saved_run
 
 CATEGORY = "WanExperts"
+ALONE = "nothing to compare with; connect samples, or name other_file"
+NOTHING = False
+"""Stands for samples that are not connected, where connected ones are None (see ``unless_linked``)."""
 
 
-class WanExpertsVerify(io.ComfyNode):
+class WanExpertsVerify(CheckedNode):
     """The run at hand against the one in a file."""
 
     @classmethod
@@ -53,10 +56,11 @@ class WanExpertsVerify(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def validate_inputs(cls, file: str | None = None, other_file: str | None = "") -> bool | str:
+    def check_inputs(cls, file: str | None = None, other_file: str | None = "", **_: Any) -> None:
         """The files are there and hold a record."""
-        told = problem(saved_run, file)
-        return told if told is not True or not other_file else problem(saved_run, other_file)
+        unless_linked(saved_run, file)
+        if other_file:
+            saved_run(other_file)
 
     @classmethod
     def fingerprint_inputs(
@@ -78,7 +82,7 @@ def _at_hand(samples: dict[str, Any] | None, other_file: str) -> Manifest:
     if samples is None:
         if other_file.strip():
             return saved_run(other_file)
-        raise ValueError("nothing to compare with; connect samples, or name other_file")
+        raise ValueError(ALONE)
     found = recall(samples)
     if found is None:
         raise ValueError(

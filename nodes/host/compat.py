@@ -13,6 +13,7 @@ import comfy.model_patcher
 from comfy_api.internal import _ComfyNodeInternal, first_real_override
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
+from comfy_execution.validation import validate_node_input
 
 
 def schema(**fields: Any) -> io.Schema:
@@ -49,6 +50,11 @@ def show_text(text: str) -> None:
     send, context = getattr(server, "send_progress_text", None), get_executing_context()
     if send is not None and context is not None:
         send(text, context.node_id, server.client_id)
+
+
+def fits(given: Any, wanted: str) -> bool:
+    """Whether an output of type ``given`` may be linked to an input of type ``wanted``."""
+    return bool(validate_node_input(given, wanted))
 
 
 def node_class(kind: str) -> Any:

@@ -96,7 +96,7 @@ def find(kind: str, name: str) -> Path:
             if os.path.lexists(os.path.join(root, name)):
                 return Path(root) / name
     raise ValueError(
-        f"{shown(name)} is not in the {kind} folders; put it into models/{kind} or choose another file"
+        f"{shown(name) or 'an empty name'} is not in the {kind} folders; put it into models/{kind} or choose another file"
     )
 
 

@@ -16,7 +16,7 @@ def ours(object_info: Mapping[str, Any]) -> dict[str, Any]:
     return {name: object_info[name] for name in sorted(object_info) if name.startswith(PREFIX)}
 
 
-def _inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
+def each_input(info: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
     """Group, name, type and options of every input in order."""
     for group in ("required", "optional"):
         for name in info["input_order"].get(group, []):
@@ -27,7 +27,7 @@ def _inputs(info: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, dict[str, 
 def public(info: Mapping[str, Any]) -> dict[str, Any]:
     """One node's public face, in the same words for every ComfyUI version."""
     inputs = []
-    for group, name, kind, options in _inputs(info):
+    for group, name, kind, options in each_input(info):
         choices = kind if isinstance(kind, list) else options.get("options")
         entry = {"name": name, "type": "COMBO" if choices is not None else kind}
         if group == "optional":
@@ -49,7 +49,7 @@ def public(info: Mapping[str, Any]) -> dict[str, Any]:
 def texts(info: Mapping[str, Any]) -> dict[str, Any]:
     """One node's words, in the form of ``nodeDefs.json``; outputs go by number."""
     inputs = {}
-    for _, name, _, options in _inputs(info):
+    for _, name, _, options in each_input(info):
         inputs[name] = {"name": name, "tooltip": options.get("tooltip", "")}
         if options.get(SEED_CONTROL):
             inputs[SEED_CONTROL] = {"name": SEED_CONTROL.replace("_", " ")}

@@ -40,9 +40,9 @@ BEFORE_THE_RUN = {
     "missing-text": (TEXT, {"text_encoder": "gone.safetensors"}, "gone.safetensors is not in"),
     "missing-vae": (VAE, {"vae": "gone.safetensors"}, "gone.safetensors is not in"),
     "frames": (EMPTY, {"frames": 80}, "num_frames=80 is not 4k+1; use 77 or 81"),
-    "no-frames": (EMPTY, {"frames": 0}, "num_frames=0 is not 4k+1"),
+    "no-frames": (EMPTY, {"frames": 0}, "frames=0 is not within 1 to 4097"),
     "width": (EMPTY, {"width": 100}, "width=100 is not a positive multiple of 16; use 96 or 112"),
-    "height": (EMPTY, {"height": 8}, "height=8 is not a positive multiple of 16"),
+    "height": (EMPTY, {"height": 8}, "height=8 is not within 16 to 8192"),
     "file-without-a-tensor": (VAE, {"vae": files.HOLED_VAE}, "1 missing (first: conv1.bias)"),
     "expert-without-a-tensor": (LOADER, {"model_low_noise": files.HOLED}, "1 missing (first: head"),
     "no-tokenizer": (TEXT, {"text_encoder": files.BARE_TEXT_FILE}, "holds no tokenizer"),
@@ -55,13 +55,13 @@ BEFORE_THE_RUN = {
     ),
     "wide": (EMPTY, {"width": 16_000_000}, "width=16000000 is not within 16 to 8192"),
     "long": (EMPTY, {"frames": 4_000_001}, "frames=4000001 is not within 1 to 4097"),
-    "batch": (EMPTY, {"batch_size": 65}, "bigger than max"),
+    "batch": (EMPTY, {"batch_size": 65}, "batch_size=65 is not within 1 to 64"),
     "steps": (SAMPLER, {"steps": 0}, "steps=0 is not within 1 to 1000"),
     "many-steps": (SAMPLER, {"steps": 2_000_000}, "steps=2000000 is not within 1 to 1000"),
     "shift": (SAMPLER, {"sigma_shift": 101.0}, "sigma_shift=101.0 is not within 0.01 to 100"),
     "no-number": (SAMPLER, {"sigma_shift": "nan"}, "sigma_shift=nan is not within"),
     "idle-boundary": (SAMPLER, {"boundary": 2.0}, "boundary=2.0 is not within 0 to 1"),
-    "cfg": (SAMPLER, {"cfg_low_noise": 101.0}, "bigger than max"),
+    "cfg": (SAMPLER, {"cfg_low_noise": 101.0}, "cfg_low_noise=101.0 is not within 0 to 100"),
     "switch-step": (
         SAMPLER,
         {"switch": "step", "switch_step": 7},
@@ -91,7 +91,7 @@ BEFORE_THE_RUN = {
         "cannot write filename_prefix 'blocked/clip'",
     ),
     "outside-output": (VIDEO, {"filename_prefix": "../clip"}, "leaves the output folder"),
-    "fps": (VIDEO, {"fps": 0.0}, "smaller than min"),
+    "fps": (VIDEO, {"fps": 0.0}, "fps=0.0 is not within 0.1 to 1000"),
 }
 
 
