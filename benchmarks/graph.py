@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,12 +67,12 @@ def clock_graph(
     size: tuple[int, int],
     steps: int,
 ) -> dict[str, list[float]]:
-    """By length: ``seconds`` of the server's processor time, ``wall``, and ``peak_mb`` above idle.
+    """By length: ``seconds`` of the server's processor time, and ``peak_mb`` above idle.
 
     One server makes all clips, a small one first, so that models are loaded and kernels chosen. On a
     CPU it would take an attention of its own; it gets PyTorch's, as everybody here.
     """
-    told: dict[str, list[float]] = {"seconds": [], "wall": [], "peak_mb": []}
+    told: dict[str, list[float]] = {"seconds": [], "peak_mb": []}
     os.environ["OMP_NUM_THREADS"] = "1"
     with Host(checkout, options=("--cpu", "--use-pytorch-cross-attention")) as host:
         for part, path in parts.items():
@@ -87,10 +86,9 @@ def clock_graph(
         idle = kept("status", "VmRSS", process)
         for count in frames:
             Path(f"/proc/{process}/clear_refs").write_text(FORGET_PEAK)
-            start = time.perf_counter(), ticks(process)
+            start = ticks(process)
             host.run(graph(names, count, size, steps))
-            told["wall"].append(round(time.perf_counter() - start[0], 2))
-            told["seconds"].append(round((ticks(process) - start[1]) / TICKS, 2))
+            told["seconds"].append(round((ticks(process) - start) / TICKS, 2))
             top = kept("status", "VmHWM", process)
             told["peak_mb"].append(round((top - idle) * 1024 / MB, 1))
     return told

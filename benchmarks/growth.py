@@ -1,6 +1,6 @@
 """How time, memory and operations grow with the length of a clip, from prompt to mp4, beside ComfyUI's own graph.
 
-    python -m benchmarks.growth [--frames 17 33 65 129 257] [--size 128 128] [--steps 4]
+    python -m benchmarks.growth [--frames 17 33 65 129 257] [--size 96 96] [--steps 4]
         [--comfyui FOLDER] [--out results.jsonl]
 
 A pair of random experts (dim 256, 4 layers), the bundled VAE and a random text encoder make one clip
@@ -209,7 +209,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--frames", type=int, nargs="+", default=[17, 33, 65, 129, 257])
-    parser.add_argument("--size", type=int, nargs=2, default=[128, 128], help="height, width")
+    parser.add_argument("--size", type=int, nargs=2, default=[96, 96], help="height, width")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--comfyui", type=Path)
     parser.add_argument("--out", type=Path)

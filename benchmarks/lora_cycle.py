@@ -1,6 +1,6 @@
 """A LoRA is applied, given another strength and removed: ours, ComfyUI's ModelPatcher, diffusers.
 
-    python -m benchmarks.lora_cycle [--comfyui FOLDER] [--layers 8] [--rounds 3] [--out results.jsonl]
+    python -m benchmarks.lora_cycle [--comfyui FOLDER] [--layers 4] [--rounds 3] [--out results.jsonl]
 
 Rank 64 on every linear layer of the blocks of a network of 1.3B's width with fewer layers, bfloat16,
 random factors that are in memory, one thread. Ours is added whenever a weight is used, so nothing is
@@ -308,7 +308,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--comfyui", type=Path)
-    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=1560)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)

@@ -1,0 +1,270 @@
+"""All cases in one Markdown table, from the committed results.
+
+    python -m benchmarks.table [--write]
+
+``--write`` puts it into docs/benchmarks.md in place of the table there. Of several lines of one case
+and shape the last counts. A case without a line is told as not measured, a line that is missed by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+START, END = "<!-- python -m benchmarks.table --write -->", "<!-- end of the table -->"
+HEAD = ("", "case", "shape", "ours", "theirs", "floor", "pass line", "")
+COMFYUI, DIFFUSERS = "ComfyUI", "diffusers"
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A number and the line it must stay under, or over."""
+
+    what: str
+    value: float
+    limit: float
+    over: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether it does."""
+        return self.value >= self.limit if self.over else self.value <= self.limit
+
+    @property
+    def line(self) -> str:
+        """The line in words."""
+        return f"{'≥' if self.over else '≤'} {self.limit:g} {self.what}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One case at one shape."""
+
+    shape: str
+    ours: str
+    gates: Sequence[Gate]
+    theirs: str = ""
+    floor: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Met, or what is missed with its number."""
+        missed = [f"{gate.value:g} {gate.what}".strip() for gate in self.gates if not gate.met]
+        if not self.gates:
+            return "no line"
+        return f"**missed**: {', '.join(missed)}" if missed else "met"
+
+
+def ratios(values: Mapping[str, float], over: float, skip: Sequence[str] = ("ours", "bare")) -> str:
+    """Those of others over ``over``, by name."""
+    names = {"comfyui": COMFYUI, "diffusers": DIFFUSERS}
+    told = {names[k]: v / over for k, v in values.items() if k in names and k not in skip}
+    return ", ".join(f"{name} {ratio:.2f}" for name, ratio in sorted(told.items()))
+
+
+def block(lines: Sequence[Line]) -> list[Row]:
+    """One block or forward, timed beside its kernels."""
+    rows = []
+    for line in latest(lines, "tokens", "layers"):
+        over = line["over_bare"]
+        best = over.get("ours, text read once", over["ours"])
+        gates = [Gate(what="× kernels", value=best, limit=1.10)]
+        for name, limit in (("diffusers", 0.9), ("comfyui", 1.0)):
+            if name in over:
+                told = {"diffusers": DIFFUSERS, "comfyui": COMFYUI}[name]
+                gates.append(Gate(what=f"× {told}", value=round(best / over[name], 3), limit=limit))
+        rows.append(
+            Row(
+                shape=f"{line['tokens']} tokens",
+                ours=f"{line['seconds']['ours, text read once']} s",
+                theirs=ratios(over, best),
+                floor=f"{line['seconds']['bare']} s",
+                gates=gates,
+            )
+        )
+    return rows
+
+
+def live(lines: Sequence[Line]) -> list[Row]:
+    """Live activations in hidden states."""
+    held = [(line, line["hidden_states"]) for line in latest(lines, "tokens")]
+    return [
+        Row(
+            shape=f"{line['tokens']} tokens",
+            ours=f"{found['ours']} u",
+            theirs=ratios(found, found["ours"]),
+            floor="3.0 u",
+            gates=[Gate(what="u", value=found["ours"], limit=3.3)],
+        )
+        for line, found in held
+    ]
+
+
+def bytes_(lines: Sequence[Line]) -> list[Row]:
+    """Bytes that a block touches beside products and attention."""
+    return [
+        Row(
+            shape=f"{line['tokens']} tokens, {where}",
+            ours=f"{line[key]['ours']:g}",
+            theirs=ratios(line[key], line[key]["ours"]),
+            floor="38 fused",
+            gates=[Gate(what="bytes", value=line[key]["ours"], limit=75.0)],
+        )
+        for line in latest(lines, "tokens")
+        for key, where in (("bytes", "kernels of a GPU"), ("bytes_cpu", "of a CPU"))
+    ]
+
+
+def lora(lines: Sequence[Line]) -> list[Row]:
+    """Applying, changing and removing a LoRA, and what it costs while it is there."""
+    rows = []
+    for line in latest(lines, "layers"):
+        seconds = {name: sum(steps.values()) for name, steps in line["seconds"].items()}
+        use = line["use"]
+        rows.append(
+            Row(
+                shape=f"rank {line['rank']}, {line['layers']} layers of 1.3B",
+                ours=f"{seconds['ours']:.2g} s, then {100 * use['share']:.0f} % of a block",
+                theirs=ratios(seconds, seconds["ours"]) + ", then 0 %",
+                floor=f"{line['floor']} s",
+                gates=[
+                    Gate(what="× floor", value=line["over_floor"]["ours"]["apply"], limit=2.0),
+                    Gate(what="values left changed", value=line["left"]["ours"], limit=0.0),
+                    Gate(what="of a block at each use", value=use["share"], limit=0.0),
+                ],
+            )
+        )
+    return rows
+
+
+def vae(lines: Sequence[Line]) -> list[Row]:
+    """Decoding, frame by frame."""
+    rows = []
+    decoded = [line for line in lines if line["direction"] == "decode" and "seconds" in line]
+    for first in latest([line for line in decoded if line["way"] == "ours"], "dtype", "latent"):
+        same = [line for line in decoded if all(line[k] == first[k] for k in ("dtype", "latent"))]
+        others = {
+            f"ComfyUI {line['comfyui']}" if line["way"] == "ComfyUI" else line["way"]: line
+            for line in same
+            if line["way"] in ("diffusers", "ComfyUI")
+        }
+        height, width = (8 * side for side in first["latent"])
+        rows.append(
+            Row(
+                shape=f"{height}x{width}, {first['dtype']}",
+                ours=f"{first['seconds']} s a latent frame",
+                theirs=", ".join(f"{n} {line['over_ours']:.2f}" for n, line in others.items()),
+                floor=f"{first['seconds'] / first['convolutions']:.2f} s",
+                gates=[Gate(what="× convolutions", value=first["convolutions"], limit=1.2)],
+            )
+        )
+    return rows
+
+
+def growth(lines: Sequence[Line]) -> list[Row]:
+    """How operations, time and memory grow with the length."""
+    rows = []
+    for line in latest(lines, "size"):
+        off = max(abs(a - b) for a, b in zip(line["local"], line["law"], strict=True))
+        mine, graph = line["exponents"], line.get("comfyui_graph", {}).get("exponents")
+        theirs = f"{COMFYUI} time {graph['seconds']}, memory {graph['peak_mb']}" if graph else ""
+        rows.append(
+            Row(
+                shape=f"{line['frames'][0]} to {line['frames'][-1]} frames",
+                ours=f"exponents: operations {mine['flops']}, time {mine['seconds']}, memory {mine['peak']}",
+                theirs=theirs,
+                floor="1 + attention's share",
+                gates=[
+                    Gate(what="from the law", value=round(off, 3), limit=0.02),
+                    Gate(what="× the longer of decoding and encoding", value=max(line["to_file"]), limit=1.1),
+                ],
+            )
+        )  # fmt: skip
+    return rows
+
+
+def latest(lines: Sequence[Line], *keys: str) -> list[Line]:
+    """Of the lines that agree in ``keys``, the last each."""
+    return list({json.dumps([line.get(key) for key in keys]): line for line in lines}.values())
+
+
+Read = Callable[[Sequence[Line]], list[Row]]
+CASES: Sequence[tuple[str, str, Read]] = (
+    ("one block of A14B", "block", block),
+    ("a forward of 1.3B", "forward", block),
+    ("live activations", "live", live),
+    ("bytes by value", "live", bytes_),
+    ("a LoRA's cycle", "lora_cycle", lora),
+    ("VAE stream", "vae_stream", vae),
+    ("growth with length", "growth", growth),
+)
+"""Words, the name in the lines, what reads them: in the order of the table."""
+
+
+def read_lines(folder: Path = RESULTS) -> dict[str, list[Line]]:
+    """All committed lines, by case."""
+    found: dict[str, list[Line]] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        for text in path.read_text().splitlines():
+            line = json.loads(text)
+            found.setdefault(line.get("case") or line["benchmark"], []).append(line)
+    return found
+
+
+def table(lines: Mapping[str, Sequence[Line]]) -> str:
+    """The table, and under it what the lines say of hardware and versions."""
+    rows: list[Sequence[str]] = [HEAD, ["---"] * len(HEAD)]
+    used: list[Line] = []
+    for number, (words, name, read) in enumerate(CASES, 1):
+        given = lines.get(name, ())
+        used += given
+        told = read(given)
+        if not told:
+            rows.append([str(number), words, *[""] * 5, "not measured"])
+        for index, row in enumerate(told):
+            first = ("", "") if index else (str(number), words)
+            gates = "; ".join(gate.line for gate in row.gates)
+            rows.append([*first, row.shape, row.ours, row.theirs, row.floor, gates, row.verdict])
+    text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"{text}\n\n{machines(used)}"
+
+
+def machines(lines: Sequence[Line]) -> str:
+    """Hardware and versions of lines in one sentence."""
+    keys = ("processor", "cores", "torch", "diffusers", "comfyui")
+    told = {key: sorted({str(line[key]) for line in lines if line.get(key)}) for key in keys}
+    processor, cores, *rest = (" and ".join(told[key]) for key in keys)
+    names = ("torch", DIFFUSERS, COMFYUI)
+    versions = ", ".join(
+        f"{name} {found}" for name, found in zip(names, rest, strict=True) if found
+    )
+    return f"Measured on {cores} cores of {processor}; {versions}."
+
+
+def main() -> None:
+    """Print the table, or write it into the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    text = table(read_lines())
+    if given.write:
+        before, _, rest = PAGE.read_text().partition(START)
+        after = rest.partition(END)[2]
+        PAGE.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
