@@ -10,9 +10,9 @@ that fails says so in its line and does not keep the others from running:
   float32, and TFLOP/s of matrix products;
 - ``forward``: seconds of a forward of ours, diffusers' and ComfyUI's network in turns at 480p/81 and
   720p/81, over the floor, and what each holds beside the weights, in GB and hidden states;
-- ``memory``: ours at 720p/81 and 720p/129 against the lines of 3.2 and 4.5 GB, which count weights of
-  one fp8 layer at a time in two buffers and 0.5 GB of CUDA context; what is allocated with two blocks
-  in bfloat16 is told beside it;
+- ``memory``: ours at 720p/81 and 720p/129, in every design. The lines of 3.2 and 4.5 GB are for the
+  exact one and count weights of one fp8 layer at a time in two buffers and 0.5 GB of CUDA context;
+  what is allocated with two blocks in bfloat16 is told beside it;
 - ``stream``: blocks copied from pinned memory a block ahead: with the copies, without, copies alone;
 - ``swap``: the wait where the second expert's blocks begin, fetched ahead and not;
 - ``vae``: decoding 720p/81, whole frames and strips.

@@ -77,7 +77,7 @@ def write_family(folder: Path) -> dict[str, str]:
 
 
 class Watch:
-    """Wall and processor seconds by stage."""
+    """Wall and processor seconds by stage; of one that runs again, the smaller."""
 
     def __init__(self) -> None:
         self.wall: dict[str, float] = {}
@@ -93,8 +93,11 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         wall, cpu = self._start
-        self.wall[self._name] = time.perf_counter() - wall
-        self.cpu[self._name] = time.process_time() - cpu
+        for kept, seconds in (
+            (self.wall, time.perf_counter() - wall),
+            (self.cpu, time.process_time() - cpu),
+        ):
+            kept[self._name] = min(seconds, kept.get(self._name, seconds))
 
 
 def measure(parts: dict[str, str], frames: int, size: tuple[int, int], steps: int) -> object:
@@ -118,15 +121,17 @@ def measure(parts: dict[str, str], frames: int, size: tuple[int, int], steps: in
         def writer(name: str) -> VideoWriter:
             return VideoWriter(Path(folder, name), Clip(width=width, height=height, fps=FPS))
 
-        with PeakRSS() as peak, watch("to_file"), writer("both.mp4") as out:
-            for part in pipeline.decode(latents):
-                out.write(part)
-        peaks.append(peak)
-        with watch("decode"):
-            parts_seen = list(pipeline.decode(latents))
-        with watch("encode"), writer("again.mp4") as out:
-            for part in parts_seen:
-                out.write(part)
+        for turn in range(2):
+            with PeakRSS() as peak, watch("to_file"), writer(f"{turn}.mp4") as out:
+                for part in pipeline.decode(latents):
+                    out.write(part)
+            with watch("decode"):
+                seen = list(pipeline.decode(latents))
+            with watch("encode"), writer(f"{turn} again.mp4") as out:
+                for part in seen:
+                    out.write(part)
+            del seen
+            peaks.append(peak)
     with count() as counter:
         pipeline.sample(request)
     with count() as text:

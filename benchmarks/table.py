@@ -84,7 +84,7 @@ def block(lines: Sequence[Line]) -> list[Row]:
                 gates.append(Gate(what=f"× {told}", value=round(best / over[name], 3), limit=limit))
         rows.append(
             Row(
-                shape=f"{line['tokens']} tokens",
+                shape=f"{line['tokens']} tokens, text read once",
                 ours=f"{line['seconds']['ours, text read once']} s",
                 theirs=ratios(over, best),
                 floor=f"{line['seconds']['bare']} s",
@@ -192,6 +192,12 @@ def growth(lines: Sequence[Line]) -> list[Row]:
     return rows
 
 
+def declared(lines: Sequence[Line]) -> list[Row]:
+    """Cases whose lines say their row themselves, under ``row``: the fields of :class:`Row` and :class:`Gate`."""
+    rows = [line["row"] for line in lines if "row" in line]
+    return [Row(**{**row, "gates": [Gate(**gate) for gate in row["gates"]]}) for row in rows]
+
+
 def latest(lines: Sequence[Line], *keys: str) -> list[Line]:
     """Of the lines that agree in ``keys``, the last each."""
     return list({json.dumps([line.get(key) for key in keys]): line for line in lines}.values())
@@ -203,6 +209,9 @@ CASES: Sequence[tuple[str, str, Read]] = (
     ("a forward of 1.3B", "forward", block),
     ("live activations", "live", live),
     ("bytes by value", "live", bytes_),
+    ("streaming from the file", "stream", declared),
+    ("cold load", "cold_load", declared),
+    ("change of experts", "swap", declared),
     ("a LoRA's cycle", "lora_cycle", lora),
     ("VAE stream", "vae_stream", vae),
     ("growth with length", "growth", growth),
@@ -229,7 +238,8 @@ def table(lines: Mapping[str, Sequence[Line]]) -> str:
         used += given
         told = read(given)
         if not told:
-            rows.append([str(number), words, *[""] * 5, "not measured"])
+            found = "lines without a row" if given else "not measured"
+            rows.append([str(number), words, *[""] * 5, found])
         for index, row in enumerate(told):
             first = ("", "") if index else (str(number), words)
             gates = "; ".join(gate.line for gate in row.gates)

@@ -50,7 +50,8 @@ def test_every_section_runs_on_a_cpu_and_a_way_that_fails_loses_nothing(tmp_path
     assert set(size["seconds"]) == {"ours", "diffusers"}
     assert min(size["seconds"].values()) > 0
     (size,) = found["memory"]["sizes"].values()
-    assert size["held_gb"] is None
+    assert size["exact"].keys() == {"seconds", "with_one_fp8_layer_gb"}
+    assert size["exact"]["with_one_fp8_layer_gb"] is None
     assert size["met"] is None
     assert words == UNMEASURED
 
