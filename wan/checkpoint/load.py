@@ -122,11 +122,16 @@ def place(module: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
         return
     for part in module.modules():
         for name, weight in part.named_parameters(recurse=False):
-            narrower = weight.dtype.itemsize < dtype.itemsize
-            moved = weight.detach().to(device, weight.dtype if narrower else dtype)
+            moved = weight.detach().to(device, arriving(weight, device, dtype))
             setattr(part, name, nn.Parameter(moved, requires_grad=False))
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, buffer.to(device))
+
+
+def arriving(weight: Tensor, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype a parameter has on ``device`` where ``dtype`` is computed in, see :func:`place`."""
+    kept = device.type == "cpu" or weight.dtype.itemsize < dtype.itemsize
+    return weight.dtype if kept else dtype
 
 
 def load_transformer(

@@ -1,8 +1,22 @@
-"""Where networks run, as the command line names it."""
+"""Where networks run and how their weights come there, as the command line names it."""
 
 from __future__ import annotations
 
+import argparse
+
 import torch
+
+from ..pipeline.source import STREAM
+
+
+def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """``--device`` and ``--stream``."""
+    parser.add_argument("--device", help="torch device; default: cuda if there is one")
+    parser.add_argument(
+        "--stream", choices=STREAM, default=STREAM[0],
+        help="read the blocks of an expert from disk as they run, a few at a time; auto: on cuda if it "
+        "does not fit, on the cpu if it is large. The result is the same",
+    )  # fmt: skip
 
 
 def torch_device(name: str | None) -> torch.device:

@@ -24,7 +24,7 @@ from ..switch import KINDS, Switch
 from ..video import FORMATS, STILL_FORMATS, Clip, FrameWriter, open_writer
 from . import extend
 from .bar import Bar
-from .device import torch_device
+from .device import add_device, torch_device
 from .latents import save_latents
 from .outputs import check_outputs, check_still, write_clip
 from .record import record, with_result
@@ -60,7 +60,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     weights.add_argument("--models", type=Path, metavar="FOLDER", help="folder with all four parts")
     for part, name in PARTS.items():
         weights.add_argument(f"--{part}", type=Path, help=f"{name}: file or official folder")
-    weights.add_argument("--device", help="torch device; default: cuda if there is one")
+    add_device(weights)
     weights.add_argument("--tokenizer", type=Path, help="spiece.model, where the encoder has none")
     for option, expert in _LORAS.items():
         weights.add_argument(
@@ -206,6 +206,7 @@ def open_pipeline(given: argparse.Namespace) -> Pipeline:
         vae=parts["vae"],
         text=parts["text"],
         device=torch_device(given.device),
+        stream=given.stream,
         tokenizer=given.tokenizer,
         allow_mismatch=given.allow_mismatch,
     )

@@ -29,7 +29,7 @@ from ..workflow import (
     read_canvas,
 )
 from .bar import Bar
-from .device import torch_device
+from .device import add_device, torch_device
 from .generate import Wanted, make_clip
 from .plan import find_file, settled
 
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save-latents", type=Path, metavar="FILE", help="raw latents, written before decoding"
     )
-    parser.add_argument("--device", help="torch device; default: cuda if there is one")
+    add_device(parser)
     parser.add_argument("--fresh", action="store_true", help="start anew instead of going on")
 
 
@@ -251,6 +251,7 @@ def _open(graph: Graph, given: argparse.Namespace) -> Pipeline:
         vae=paths["vae"],
         text=paths["text"],
         device=torch_device(given.device),
+        stream=given.stream,
         allow_mismatch=_is_lenient(graph),
     )
 

@@ -53,7 +53,10 @@ def read_header(path: Path) -> Header:
             gguf package is not installed.
     """
     fields, tensors = _read(path)
-    infos = {name: stored.info for name, stored in tensors.items()}
+    infos = {
+        name: replace(stored.info, begin=stored.begin, nbytes=stored.nbytes)
+        for name, stored in tensors.items()
+    }
     return Header(container="gguf", tensors=infos, metadata=fields.scalars)
 
 

@@ -55,6 +55,10 @@ class TensorInfo:
     for packed GGUF tensors the name of the packing (``Q8_0``, ``Q4_K`` ...)."""
     shape: tuple[int, ...]
     """Of the weight, not of its packed bytes."""
+    begin: int | None = None
+    """First byte in the file; None where only torch knows it."""
+    nbytes: int = 0
+    """Bytes from there; 0 where only torch knows it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -43,10 +43,12 @@ def read_header(path: Path) -> Header:
         raise _truncated(path, size, end)
     if size > end:
         raise _damaged(path, f"{size - end} bytes follow its last tensor")
-    tensors = {
-        name: TensorInfo(path, name, entry["dtype"], tuple(entry["shape"]))
-        for name, entry in entries.items()
-    }
+    tensors = {}
+    for name, entry in entries.items():
+        begin, stop = entry["data_offsets"]
+        tensors[name] = TensorInfo(
+            path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + begin, stop - begin
+        )
     return Header(container="safetensors", tensors=tensors, metadata=metadata)
 
 

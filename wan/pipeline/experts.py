@@ -6,25 +6,30 @@ import gc
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from ..attention import Attention, plain, sdpa
-from ..checkpoint import load_transformer, place
+from ..checkpoint import Checkpoint, detect_transformer_config
 from ..experts import Stage, route
 from ..guidance import cfg, needs_uncond
 from ..lora import Resolved, apply_loras
 from ..schedule import Schedule, Velocity
 from ..sentinel import Rung
+from ..shapes import token_grid
+from ..solvers import evaluated
 from ..transformer import SelfAttention, Text, WanTransformer
 from .request import Phase, Plan
+from .source import Source, open_source
 
 log = logging.getLogger(__name__)
 
 FEW_TOKENS = 256
 """Tokens worked on at a time where memory ran out."""
+HIDDEN_STATES = 4
+"""What a forward holds beside the weights, roughly: 3.3, and what only an allocator knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,15 +49,26 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """Where the experts come from: their files and their LoRAs with strengths, by ``high`` and ``low``."""
+    """Where the experts come from, by ``high`` and ``low``.
 
-    files: Mapping[str, Path]
+    Attributes:
+        experts: their files.
+        loras: their LoRAs with strengths.
+        device: where they run.
+        stream: when their blocks are read as they run, see :data:`~.source.STREAM`.
+    """
+
+    experts: Mapping[str, Checkpoint]
     loras: Mapping[str, Sequence[tuple[Resolved, float]]]
     device: torch.device
+    stream: str
 
 
 class Networks:
-    """The experts of one run, one of them in memory; asking for another lets it go first."""
+    """The experts of one run, one of them in memory; asking for another lets it go first.
+
+    Use it in a ``with`` block: files may be read in the background until then.
+    """
 
     def __init__(self, weights: Weights, plan: Plan, contexts: tuple[Tensor, Tensor]) -> None:
         """``contexts`` (1, 512, text_dim): of the prompt and the negative prompt."""
@@ -60,6 +76,16 @@ class Networks:
         self._held: tuple[str, torch.dtype, WanTransformer] | None = None
         self._strength: float | None = None
         self._texts: dict[int, Text] = {}
+        self._source: Source | None = None
+        self._course = Course(plan)
+
+    def __enter__(self) -> Networks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held = None
+        if self._source is not None:
+            self._source.close()
 
     def velocity(self, compute: Compute) -> Velocity:
         """A new velocity over all phases of the plan, guidance included."""
@@ -102,12 +128,16 @@ class Networks:
         positive, negative = self._contexts
 
         def velocity(x: Tensor, sigma: float) -> Tensor:
-            model = self._expert(phase, compute)
+            source = self._source = self._source or self._open(compute)
+            model = self._expert(source, phase, compute)
             timestep = torch.full((x.shape[0],), schedule.timestep(sigma), device=x.device)
             seen, scale = x.to(model.dtype), phase.guidance.at(sigma)
+            guided, following = needs_uncond(scale), self._course.after(sigma)
+            source.expect(phase.expert if guided else following)
             cond: Tensor = model(seen, timestep, self._read(model, positive))
-            if not needs_uncond(scale):
+            if not guided:
                 return cond
+            source.expect(following)
             return cfg(cond, model(seen, timestep, self._read(model, negative)), scale)
 
         return velocity
@@ -118,14 +148,21 @@ class Networks:
             self._texts[id(context)] = model.read(context, model.dtype)
         return self._texts[id(context)]
 
-    def _expert(self, phase: Phase, compute: Compute) -> WanTransformer:
+    def _open(self, compute: Compute) -> Source:
+        """Where the experts come from, chosen by the memory that is free now."""
+        given, shape = self._weights, self._plan.shape
+        dim = max(detect_transformer_config(expert).dim for expert in given.experts.values())
+        hidden = token_grid(*shape[1:]).tokens * dim * compute.dtype.itemsize
+        return open_source(
+            given.experts, given.device, stream=given.stream, working=HIDDEN_STATES * hidden
+        )
+
+    def _expert(self, source: Source, phase: Phase, compute: Compute) -> WanTransformer:
         if self._held is None or self._held[:2] != (phase.expert, compute.dtype):
             self._held = self._strength = None
             self._texts.clear()
-            path = self._weights.files[phase.expert]
-            log.info("reading %s", path)
-            model = load_transformer(path, dtype=compute.dtype)
-            place(model, self._weights.device, compute.dtype)
+            log.info("reading %s", self._weights.experts[phase.expert].path)
+            model = source.load(phase.expert, compute.dtype)
             self._held = phase.expert, compute.dtype, model
         model = self._held[2]
         if self._strength != phase.loras:
@@ -145,3 +182,25 @@ def _set_compute(model: WanTransformer, compute: Compute) -> None:
         if isinstance(module, SelfAttention):
             module.attention = compute.attention
     model.chunk = compute.chunk
+
+
+class Course:
+    """Which expert each evaluation of a run needs, in order."""
+
+    def __init__(self, plan: Plan) -> None:
+        steps, sigmas = range(plan.schedule.steps), plan.schedule.sigmas
+        self._levels = [level for step in steps for level in evaluated(plan.solver, sigmas, step)]
+        owners = accumulate((plan.run.stage_of(level) for level in self._levels), max)
+        self._experts: list[str | None] = [plan.phases[index].expert for index in owners]
+        self._at = 0
+
+    def after(self, sigma: float) -> str | None:
+        """The expert of the evaluation after this one at ``sigma``; None where nothing is foretold.
+
+        A level may come twice, and a step that is done again goes back to an earlier one.
+        """
+        begin = self._at if sigma in self._levels[self._at :] else 0
+        if sigma not in self._levels:
+            return None
+        self._at = self._levels.index(sigma, begin) + 1
+        return [*self._experts, None][self._at]

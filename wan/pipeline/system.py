@@ -39,6 +39,7 @@ from .experts import Compute, Networks, Weights
 from .keys import branch_points, name_run
 from .loras import LoraUse, resolve_loras
 from .request import Plan, Request, make_plan
+from .source import STREAM, check_stream
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,8 @@ class Pipeline:
         dtype: compute dtype of the experts; text and VAE run in float32, as ComfyUI's text encoder
             and the official VAE do.
         loras: ``high`` or ``low`` -> its LoRAs with their strengths, in the order they act.
+        stream: when blocks of experts are read from disk as they run, see ``source.py``; the numbers
+            are the same.
     """
 
     high: Checkpoint
@@ -89,9 +92,10 @@ class Pipeline:
     loras: Mapping[str, Sequence[tuple[Resolved, float]]] = field(
         default_factory=lambda: {"high": (), "low": ()}
     )
+    stream: str = STREAM[0]
 
     @classmethod
-    def load(  # noqa: PLR0913 - eight independent choices, each by its name
+    def load(  # noqa: PLR0913 - nine independent choices, each by its name
         cls,
         *,
         high: str | Path,
@@ -102,6 +106,7 @@ class Pipeline:
         dtype: torch.dtype | None = None,
         tokenizer: str | Path | None = None,
         allow_mismatch: bool = False,
+        stream: str = STREAM[0],
     ) -> Pipeline:
         """Read and check the headers of four files or official folders, see :func:`~.checkpoint.find_parts`.
 
@@ -114,6 +119,8 @@ class Pipeline:
             dtype: None takes bfloat16 on CUDA and float32 elsewhere.
             tokenizer: ``spiece.model`` of the text encoder; None finds it in or beside its file.
             allow_mismatch: run experts that do not look like a pair; the log says what is odd.
+            stream: ``auto``, ``always`` or ``never``: when blocks of experts are read from disk as they
+                run, see ``source.py``.
 
         Raises:
             OSError: a file is missing or cannot be read.
@@ -135,6 +142,7 @@ class Pipeline:
             defaults=family_defaults(experts[0]),
             device=device,
             dtype=dtype,
+            stream=stream,
         )
         pipeline._check_parts()
         return pipeline
@@ -220,28 +228,26 @@ class Pipeline:
     ) -> Tensor:
         """Normalised clean latents (1, 16, T, h, w), from noise or from where ``begun`` ends."""
         weights = Weights(
-            files={part: expert.path for part, expert in self.experts.items()},
-            loras=self.loras,
-            device=self.device,
+            experts=self.experts, loras=self.loras, device=self.device, stream=self.stream
         )
-        networks = Networks(weights, plan, self.encode(request))
         compute = Compute(dtype=self.dtype)
         point = (begun or _start(request, plan)).to(self.device)
-        return sample(
-            networks.velocity(compute),
-            point.x,
-            plan.schedule,
-            get_solver(plan.solver),
-            callback=callback,
-            start=point.step,
-            state=point.solver,
-            watch=Watch(
-                ladder=networks.ladder(compute),
-                relief=networks.relief(compute),
-                rescue=rescue,
-                waits=branch_points(plan.run, plan.solver),
-            ),
-        )
+        with Networks(weights, plan, self.encode(request)) as networks:
+            return sample(
+                networks.velocity(compute),
+                point.x,
+                plan.schedule,
+                get_solver(plan.solver),
+                callback=callback,
+                start=point.step,
+                state=point.solver,
+                watch=Watch(
+                    ladder=networks.ladder(compute),
+                    relief=networks.relief(compute),
+                    rescue=rescue,
+                    waits=branch_points(plan.run, plan.solver),
+                ),
+            )
 
     def _rescue(self, keeper: Keeper, keep: Keep) -> Callable[[int, Tensor, Tensor | None], str]:
         """What keeps the latest clean prediction of a run that cannot go on, for :class:`Watch`."""
@@ -284,6 +290,7 @@ class Pipeline:
             )
         for checkpoint in (self.high, self.low, self.vae, self.text):
             check_complete(checkpoint)
+        check_stream(self.stream, self.experts, self.device)
 
 
 def _each(callback: Callback | None, keeper: Keeper | None = None) -> Callback:
