@@ -5,6 +5,7 @@ weights that is timed when asked, or from an earlier run.
 """
 
 from .advice import Circumstances, advice
+from .designs import AUTO, CHOICES, Choice, choose_design, device_bytes
 from .flops import block_flops, forward_flops
 from .forecast import Forecast, Networks, Phase, Weights, make_forecast
 from .forwards import StageForwards, count_forwards, evaluated_levels
@@ -14,6 +15,9 @@ from .text import duration, forecast_lines, quantity
 from .timing import Measurement, time_block
 
 __all__ = [
+    "AUTO",
+    "CHOICES",
+    "Choice",
     "Circumstances",
     "Expert",
     "Forecast",
@@ -25,7 +29,9 @@ __all__ = [
     "Weights",
     "advice",
     "block_flops",
+    "choose_design",
     "count_forwards",
+    "device_bytes",
     "duration",
     "evaluated_levels",
     "forecast_lines",

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_iter
 from ..config import TextConfig, TransformerConfig
 from ..guidance import cfg
 from ..schedule import make_schedule
-from ..shapes import LatentShape
+from ..shapes import LatentShape, token_grid
 from ..solvers import START, SolverState, get_solver
 from ..text import UMT5Encoder
-from ..transformer import WanTransformer
+from ..transformer import EXACT, Memory, WanTransformer
 from .live import META, LiveBytes
 
 _STEPS = 4
@@ -45,12 +45,14 @@ class Expert:
         device: its kind, such as ``cpu`` or ``cuda``.
         stored: dtype of the weights, None for ``dtype``; a layer stored in another one is converted
             while it is used.
+        memory: what its forwards hold how.
     """
 
     config: TransformerConfig
     dtype: torch.dtype
     device: str
     stored: torch.dtype | None = None
+    memory: Memory = EXACT
 
 
 @lru_cache(maxsize=64)
@@ -77,6 +79,8 @@ def step_bytes(
     config, dtype = replace(expert.config, num_layers=1), expert.dtype
     attention = _cpu_attention if expert.device == "cpu" else _attention
     model = WanTransformer(config, attention=attention, device=META, dtype=expert.stored or dtype)
+    away = expert.memory.hidden_on is not None and expert.device != expert.memory.hidden_on.type
+    model.memory = replace(expert.memory, hidden_on=META if expert.memory.hidden_on else None)
     contexts = torch.empty(2, 1, config.text_len, config.text_dim, device=META)
     noise = torch.empty(batch, *shape, device=META)
     # What an expert reads beside the latents, such as an image.
@@ -100,7 +104,9 @@ def step_bytes(
             if step == _STEPS - 1:
                 held = x.nbytes + sum(t.nbytes for t in _tensors(state))
             x, state = get_solver(solver)(velocity, x, sigmas, step, state)
-    return StepBytes(peak=live.peak, state=held)
+    # A hidden state on another device was traced here too; it is there whenever most is.
+    hidden = batch * token_grid(*shape[1:]).tokens * config.dim * dtype.itemsize if away else 0
+    return StepBytes(peak=live.peak - hidden, state=held)
 
 
 def text_bytes(config: TextConfig, stored: torch.dtype) -> int:

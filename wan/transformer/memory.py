@@ -33,6 +33,24 @@ class Memory:
         told = [*(["int8"] if self.int8 else []), *(["host"] if self.hidden_on else [])]
         return "+".join(told) or "exact"
 
+    @property
+    def told(self) -> str:
+        """What is given up, in words."""
+        host = "the hidden state in main memory" if self.hidden_on else ""
+        int8 = "keys and values in 8 bits" if self.int8 else ""
+        sames = "near the exact numbers, not equal to them" if self.int8 else "the same numbers"
+        return f"{' and '.join(filter(None, (host, int8))) or 'all on the device'} ({sames})"
+
+    def smaller(self, device: torch.device) -> list[Memory]:
+        """The designs that give up more than this one, in their order; a CPU is its own host."""
+        return [
+            other
+            for other in DESIGNS.values()
+            if other != self
+            and other.int8 >= self.int8
+            and (other.hidden_on or self.hidden_on) == other.hidden_on != device
+        ]
+
     def hold(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         """Room for the hidden state of a computation on ``device``; pinned where CUDA fetches it."""
         on = self.hidden_on or device
