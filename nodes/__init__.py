@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .conditioning import WanExpertsEmptyLatent, WanExpertsTextEncode
 from .decode import WanExpertsDecode, WanExpertsDecodeToVideo
 from .host.files import offer_bundled_weights
+from .host.served import serve_odd_name
 from .loaders import WanExpertsLoader, WanExpertsTextEncoderLoader, WanExpertsVAELoader
 from .lora import WanExpertsLora
 from .noise import WanExpertsNoise
@@ -22,8 +23,9 @@ class WanExpertsExtension(ComfyExtension):
     """What ComfyUI registers for this pack."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """List the nodes and put the bundled miniature family into the loaders' lists."""
+        """List the nodes, put the bundled miniature family into the loaders' lists, serve our pages."""
         offer_bundled_weights()
+        serve_odd_name()
         return [
             WanExpertsLoader,
             WanExpertsTextEncoderLoader,
