@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-PRODUCTS = {"addmm", "mm", "bmm", "baddbmm", "convolution"}
+PRODUCTS = {"addmm", "mm", "bmm", "baddbmm", "convolution", "_linear_pointwise"}
 ATTENTION = "attention"
 FREE = {"empty", "empty_like", "new_empty", "detach", "_unsafe_view"}
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .ops import widest_float
+from .ops import RMSNorm, current, widest_float
 
 MAX_PERIOD = 10000.0
 
@@ -95,9 +96,34 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tenso
     return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU by its tanh formula; without gradients in place."""
+def weighted(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """RMS norm of ``x (..., D)`` but for a factor of each row, for who multiplies rows anyway.
+
+    Returns:
+        The rows in ``x``'s dtype, and their factors ``(..., 1)`` float32: None where they are in the
+        rows already, because the norm is one kernel, another maker's, or needed for float16's range.
+    """
+    if not isinstance(norm, RMSNorm) or norm.is_fused(x) or x.dtype == torch.float16:
+        return norm(x), None
+    return x * current(norm, "weight", x), norm.scale(x)
+
+
+def gelu(linear: Linear, x: Tensor) -> Tensor:
+    """GELU of ``linear(x)`` by its tanh formula; without gradients in place."""
     if torch.is_grad_enabled():
-        return functional.gelu(x, approximate="tanh")
-    out: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+        return functional.gelu(linear(x), approximate="tanh")
+    out: Tensor
+    if isinstance(linear, Plain) and x.device.type == "cpu" and x.dtype == ends_in_gelu():
+        given = linear.weight, linear.bias
+        out = torch.ops.mkldnn._linear_pointwise(x, *given, "gelu", [], "tanh")
+    else:
+        out = torch.ops.aten.gelu_(linear(x), approximate="tanh")
     return out
+
+
+@cache
+def ends_in_gelu() -> torch.dtype | None:
+    """The dtype in which a product on this CPU can end in GELU, which saves the widest pass of a block."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None

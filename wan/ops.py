@@ -125,14 +125,22 @@ FUSED_RMS_NORM = ("cuda", "mps")
 class RMSNorm(nn.RMSNorm):
     """``nn.RMSNorm`` whose weights follow the dtype of the input."""
 
+    @staticmethod
+    def is_fused(x: Tensor) -> bool:
+        """Whether PyTorch has one kernel for it where ``x`` is; else it makes six passes in float32."""
+        return x.device.type in FUSED_RMS_NORM
+
+    def scale(self, x: Tensor) -> Tensor:
+        """What each row of ``x (..., D)`` is multiplied by beside the weight: ``(..., 1)`` float32."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return torch.rsqrt(length.square() / x.shape[-1] + self.eps)
+
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axes in the input's dtype, statistics in float32."""
         weight = current(self, "weight", x)
-        if x.device.type in FUSED_RMS_NORM:
+        if self.is_fused(x):
             return functional.rms_norm(x, self.normalized_shape, weight, self.eps)
-        # PyTorch has no kernel for it here and would make six passes in float32.
-        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = torch.rsqrt(length.square() / x.shape[-1] + self.eps)
+        scale = self.scale(x)
         if torch.is_grad_enabled():
             return (x * scale * weight).to(x.dtype)
         return torch.mul(x, scale, out=torch.empty_like(x)).mul_(weight)

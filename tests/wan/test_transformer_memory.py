@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 from wanexperts.benchmarks.traffic import FusedNorm, Traffic
 from wanexperts.tests.helpers import random_state, relative
-from wanexperts.wan import ops
+from wanexperts.wan import layers, ops
 from wanexperts.wan.attention import log_counts, plain, sdpa
 from wanexperts.wan.config import T2V_A14B, TransformerConfig
 from wanexperts.wan.cost.live import META, LiveBytes
@@ -59,8 +60,8 @@ def flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor
 @pytest.mark.parametrize(("name", "wanted"), [("480p/81", 1678.37), ("720p/81", 6523.44)])
 def test_a14b_makes_the_published_number_of_operations(name: str, wanted: float) -> None:
     counts = []
-    for layers in (1, 2):
-        model, *given = on_meta(GRIDS[name], layers=layers)
+    for count in (1, 2):
+        model, *given = on_meta(GRIDS[name], layers=count)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(*given)
         counts.append(counter.get_total_flops())
@@ -118,28 +119,61 @@ def test_memory_grows_with_tokens_and_with_nothing_else() -> None:
     assert slopes[0] < 3.07  # hidden state, keys, values, and 512 bytes of rotations per token
 
 
-def test_parts_are_a_twentieth_but_never_few_tokens() -> None:
-    assert [chunk_tokens(n) for n in (1, 1560, 32760, 75600, 176400)] == [
-        1024,
-        1024,
-        1638,
-        3780,
-        4096,
-    ]
+def test_parts_are_of_one_size_a_twentieth_and_not_of_few_tokens() -> None:
+    sizes = {1: 1, 1024: 1024, 1560: 780, 32760: 1638, 75600: 3780, 176400: 4010}
+    assert {tokens: chunk_tokens(tokens) for tokens in sizes} == sizes
 
 
 # Passes
 
 
-def test_few_passes_over_the_hidden_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "FUSED_RMS_NORM", ("meta",))
+@pytest.mark.parametrize("fused", ["meta", "nowhere"])  # is RMS norm one kernel, as on a GPU?
+def test_few_passes_over_the_hidden_state(monkeypatch: pytest.MonkeyPatch, fused: str) -> None:
+    monkeypatch.setattr(ops, "FUSED_RMS_NORM", (fused,))
     model, x, t, context = on_meta(GRIDS["480p/81"], flash)
     grid = token_grid(*GRIDS["480p/81"])
     with torch.no_grad():
         hidden, _, tokens = model.embed(x, t, context, grid)
         with Traffic() as traffic, FusedNorm(traffic):
             model.blocks[0](hidden, tokens)
-    assert traffic.bytes / hidden.numel() <= 75  # measured: 74.5
+    passes = traffic.bytes / hidden.numel()
+    if fused == "nowhere":  # a CPU, where a product ends in GELU; see the next test
+        passes -= traffic.by["gelu_.default"] / hidden.numel()
+    assert passes <= 75, "measured: 73.9 where RMS norm is one kernel, 73.6 where not"
+
+
+@pytest.mark.skipif(layers.ends_in_gelu() is None, reason="oneDNN has no bfloat16 on this CPU")
+def test_a_product_ends_in_gelu_on_a_cpu() -> None:
+    linear = small(torch.bfloat16).blocks[0].ffn[0]
+    x = torch.randn(1, 50, SMALL.dim, generator=torch.Generator().manual_seed(3)).bfloat16()
+    ready = layers.ready(linear, x)
+    with torch.no_grad():
+        with Traffic() as traffic:
+            got = layers.gelu(ready, x)
+        assert traffic.bytes == 0  # beside the product
+        in_two = layers.gelu(linear, x)
+        wide = functional.linear(x.double(), linear.weight.double(), linear.bias.double())
+        exact = functional.gelu(wide, approximate="tanh")
+        # Rounded once instead of twice. Measured: 1.7e-3, 1.8e-3
+        assert (got - exact).norm() < (in_two - exact).norm() < 3e-3 * exact.norm()
+        x[0, 0, 0] = torch.nan  # is never lost: a run that yields one has to end
+        assert layers.gelu(ready, x).isnan().any(-1).tolist() == [[True] + [False] * 49]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_and_their_factors_make_the_norm(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    norm = ops.RMSNorm(64, eps=1e-6)
+    norm.weight.data = torch.randn(64, generator=generator)
+    x = torch.randn(2, 5, 64, generator=generator).mul(1e4).to(dtype)  # float16 ends at 65504
+    with torch.no_grad():
+        wanted = functional.rms_norm(x.double(), (64,), norm.weight.double(), 1e-6)
+        rows, factors = layers.weighted(norm, x)
+    whole = rows if factors is None else rows.float() * factors
+    assert rows.dtype == dtype
+    assert relative(whole.double(), wanted) < (1e-6 if dtype == torch.float32 else 8e-3)
+    theirs = torch.nn.RMSNorm(64)  # a layer of another maker, such as a host's, is called
+    assert torch.equal(layers.weighted(theirs.to(dtype), x)[0], theirs(x))
 
 
 # Parts change nothing

@@ -6,6 +6,7 @@ Shape legend: B batch, L tokens, S text rows, D model dim, N heads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from ..layers import (
     Ready,
     gelu,
     modulated_norm,
+    weighted,
     write,
 )
 from ..ops import Ops, current
@@ -73,8 +75,9 @@ Attend = Callable[[Tensor], Tensor]
 
 
 def chunk_tokens(tokens: int) -> int:
-    """How many of ``tokens`` tokens are worked on at a time."""
-    return min(MANY_TOKENS, max(FEW_TOKENS, tokens // SCRATCH))
+    """How many of ``tokens`` tokens are worked on at a time, in parts of one size."""
+    most = min(MANY_TOKENS, max(FEW_TOKENS, tokens // SCRATCH))
+    return ceil(tokens / ceil(tokens / most))
 
 
 def add(x: Tensor, branches: Sequence[Gated], tokens: Tokens) -> Tensor:
@@ -192,7 +195,9 @@ class SelfAttention(nn.Module):
         """``x (B, L, D)`` normed and rotated, ``(B, L, N, D / N)``; without gradients or ``out`` in place of ``x``."""
         if out is None and not torch.is_grad_enabled():
             out = self.heads(x)
-        return apply_rope(self.heads(norm(x)), rope, out)
+        rows, scale = weighted(norm, x)
+        turn = rope if scale is None else rope * scale[..., None]
+        return apply_rope(self.heads(rows), turn, out)
 
 
 class CrossAttention(SelfAttention):
@@ -265,13 +270,13 @@ class Block(nn.Module):
         def normed(mod: Modulation) -> Norm:
             return lambda part: modulated_norm(part, mod.shift, mod.scale, self.eps).to(dtype)
 
-        yield self.self_attn.to_tokens(x, normed(self_mod), tokens, make), self_mod.gate
+        yield self.self_attn.to_tokens(x, normed(self_mod), tokens, make), self_mod.gate.to(x.dtype)
         yield self.cross_attn.to_text(lambda part: self.norm3(part).to(dtype), tokens, make), None
-        yield self._feed_forward(normed(ffn_mod), tokens.text.rows), ffn_mod.gate
+        yield self._feed_forward(normed(ffn_mod), tokens.text.rows), ffn_mod.gate.to(x.dtype)
 
     def _feed_forward(self, norm: Norm, like: Tensor) -> Branch:
         wide, narrow = self.make(self.ffn[0], like), self.make(self.ffn[2], like)
-        return lambda part, where: narrow(gelu(wide(norm(part))))
+        return lambda part, where: narrow(gelu(wide, norm(part)))
 
     def _modulation(self, time: Tensor) -> tuple[Modulation, Modulation]:
         rows = (current(self, "modulation", time) + time).chunk(SLOTS, dim=1)
