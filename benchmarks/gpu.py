@@ -14,6 +14,8 @@ that fails says so in its line and does not keep the others from running:
   exact one and count weights of one fp8 layer at a time in two buffers and 0.5 GB of CUDA context;
   what is allocated with two blocks in bfloat16 is told beside it;
 - ``stream``: blocks copied from pinned memory a block ahead: with the copies, without, copies alone;
+- ``file``: the library's own streaming, out of a file of four blocks that the system still has in
+  memory, beside the same weights on the card;
 - ``swap``: the wait where the second expert's blocks begin, fetched ahead and not;
 - ``vae``: decoding 720p/81, whole frames and strips.
 
@@ -42,6 +44,7 @@ SECTIONS: dict[str, tuple[Callable[[Run], dict[str, object]], str]] = {
     "memory": (gpu_cases.memory, "peak of allocated memory against 3.2 and 4.5 GB"),
     "forward": (gpu_cases.forward_seconds, "seconds of a forward beside ComfyUI and diffusers"),
     "stream": (gpu_cases.stream, "how far copies of weights hide behind the computation"),
+    "file": (gpu_cases.from_file, "how much slower a file is than weights on the card"),
     "swap": (gpu_cases.swap, "the wait at the change of experts"),
     "vae": (gpu_cases.vae, "seconds and peak of decoding 720p/81"),
     "attention": (gpu_cases.attention, "which attention backends run, and how fast"),

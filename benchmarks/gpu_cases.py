@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -17,6 +20,9 @@ from benchmarks import block
 from benchmarks.gpu_ring import Ring
 from benchmarks.gpu_run import Grid, Run, forward, gb, repeat
 from benchmarks.lines import Way
+from wan.checkpoint import open_checkpoint
+from wan.checkpoint.ring import Ring as FileRing
+from wan.checkpoint.stream import block_loads, load_streamed
 from wan.cost.flops import forward_flops
 from wan.shapes import token_grid
 from wan.transformer import DESIGNS
@@ -26,6 +32,7 @@ FLOOR = 790e12
 """Operations a second of an H100 in bfloat16 that the floor takes, attention and products alike."""
 CONTEXT_GB = 0.5
 """Of a CUDA context, which PyTorch does not count."""
+FILE_BLOCKS = 4
 PLANS = {"whole frames": DecodePlan(), "4 strips": DecodePlan(strips=4)}
 
 
@@ -121,6 +128,30 @@ def stream(run: Run) -> dict[str, object]:
             "gb_a_second": round(uses * ring.nbytes / copies / 1e9, 1),
         }
     return told
+
+
+def from_file(run: Run) -> dict[str, object]:
+    """The library's own streaming out of a file that the system has just written, beside a resident one."""
+    config = replace(run.scale.config, num_layers=FILE_BLOCKS)
+    state = block.weights(config, block.DTYPE, run.device.type)
+    told: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place, "expert.safetensors")
+        save_file({name: value.cpu() for name, value in state.items()}, path)
+        loads = block_loads(open_checkpoint(path, "transformer"), run.device)
+        networks = {"resident": block.our_model(config, state)}
+        with FileRing(max(load.nbytes for load in loads), run.device) as ring:
+            networks["streamed"], _ = load_streamed(path, loads, ring, run.device, block.DTYPE)
+            for name, grid in run.scale.streamed.items():
+                given = run.inputs(grid)
+                ways = {key: forward(model, *given) for key, model in networks.items()}
+                seconds = run.turns(run.working(ways), 0.1)
+                told[name] = {
+                    "seconds": seconds,
+                    "slower": round(seconds["streamed"] / seconds["resident"] - 1, 3),
+                    "equal": torch.equal(ways["streamed"](), ways["resident"]()),  # type: ignore[arg-type]
+                }
+    return {"blocks": FILE_BLOCKS, "block_gb": gb(loads[0].nbytes), "sizes": told}
 
 
 def swap(run: Run) -> dict[str, object]:

@@ -15,9 +15,9 @@ from wanexperts.tests.conftest import ROOT
 COMMAND = [sys.executable, "-m", "benchmarks.gpu"]
 UNMEASURED = (
     "not measured without a GPU: peak of allocated memory against 3.2 and 4.5 GB; seconds of a forward "
-    "beside ComfyUI and diffusers; how far copies of weights hide behind the computation; the wait at "
-    "the change of experts; seconds and peak of decoding 720p/81; which attention backends run, and "
-    "how fast"
+    "beside ComfyUI and diffusers; how far copies of weights hide behind the computation; how much "
+    "slower a file is than weights on the card; the wait at the change of experts; seconds and peak of "
+    "decoding 720p/81; which attention backends run, and how fast"
 )
 
 
@@ -36,7 +36,7 @@ def test_every_section_runs_on_a_cpu_and_a_way_that_fails_loses_nothing(tmp_path
     (tmp_path / "comfyui_version.py").write_text('__version__ = "0.0"')  # and no ComfyUI
     lines, words = run("--self-test", "--comfyui", str(tmp_path), code=1)
     found = {line["section"]: line for line in lines}
-    assert [*found] == ["memory", "forward", "stream", "swap", "vae", "attention"]
+    assert [*found] == ["memory", "forward", "stream", "file", "swap", "vae", "attention"]
     for line in lines:
         assert line["self_test"] is True
         assert line["torch"] == torch.__version__
@@ -53,6 +53,8 @@ def test_every_section_runs_on_a_cpu_and_a_way_that_fails_loses_nothing(tmp_path
     assert size["exact"].keys() == {"seconds", "with_one_fp8_layer_gb"}
     assert size["exact"]["with_one_fp8_layer_gb"] is None
     assert size["met"] is None
+    (size,) = found["file"]["sizes"].values()
+    assert size["equal"]
     assert words == UNMEASURED
 
 
