@@ -6,7 +6,7 @@ Each case is a whole guided run of random weights on one CPU thread in a process
 forecast, then the run. One JSON line each:
 
 - ``seconds`` and ``foretold_seconds``: of the run, by the clock of its thread, so that other work on
-  the machine hardly counts;
+  the machine hardly counts; medians of ``rounds``, in which forecast and run take turns;
 - ``working_mb`` and ``foretold_working_mb``: peak of memory that no file backs, above the weights, with
   an allocator that gives everything freed straight back;
 - ``calls`` and ``foretold_calls``: of the network, by stage.
@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -64,6 +65,8 @@ CASES: dict[str, tuple[TransformerConfig, tuple[int, int, int], torch.dtype, str
 }
 """Name -> sizes, (frames, height, width), dtype, solver, guidance of both experts."""
 STEPS, SHIFT = 4, 5.0
+ENOUGH = 25.0
+"""Seconds of runs after which a case is not repeated any more."""
 
 
 def plan_of(scale: str) -> RunPlan:
@@ -110,7 +113,7 @@ def measure(name: str) -> dict[str, object]:
     torch.set_num_threads(1)
     plan, shape = plan_of(scale), latent_shape(*size, channels=config.in_dim)
     cpu = torch.device("cpu")
-    measured = time_block(config, shape, dtype, cpu, clock=time.thread_time)
+    told = [time_block(config, shape, dtype, cpu, clock=time.thread_time)]
     model = WanTransformer(config, dtype=dtype).eval().requires_grad_(False)
     for weight in model.parameters():
         weight.uniform_(-0.02, 0.02)
@@ -121,13 +124,20 @@ def measure(name: str) -> dict[str, object]:
         device=cpu.type,
         experts=(Weights(nbytes=held, dtype=dtype),),
     )
-    forecast = make_forecast(plan, networks, shape, solver=solver, measured=measured)
-    assert forecast.seconds is not None
     start = time.thread_time()
     with Peak() as peak:
         calls = run(model, plan, shape, dtype, solver)
-    seconds = time.thread_time() - start
-    working = forecast.phases[0].working
+    taken = [time.thread_time() - start]
+    while sum(taken) < ENOUGH:
+        told.append(time_block(config, shape, dtype, cpu, clock=time.thread_time))
+        start = time.thread_time()
+        run(model, plan, shape, dtype, solver)
+        taken.append(time.thread_time() - start)
+    forecasts = [
+        make_forecast(plan, networks, shape, solver=solver, measured=measured) for measured in told
+    ]
+    seconds, foretold = median(taken), median(forecast.seconds or 0 for forecast in forecasts)
+    forecast, working = forecasts[0], forecasts[0].phases[0].working
     return {
         "case": name,
         "dim": config.dim,
@@ -136,8 +146,9 @@ def measure(name: str) -> dict[str, object]:
         "dtype": str(dtype).removeprefix("torch."),
         "solver": solver,
         "seconds": round(seconds, 3),
-        "foretold_seconds": round(forecast.seconds, 3),
-        "seconds_ratio": round(forecast.seconds / seconds, 3),
+        "foretold_seconds": round(foretold, 3),
+        "seconds_ratio": round(foretold / seconds, 3),
+        "rounds": len(taken),
         "working_mb": round(peak.bytes / MB, 1),
         "foretold_working_mb": round(working / MB, 1),
         "working_ratio": round(working / peak.bytes, 3),
