@@ -556,8 +556,9 @@ def test_fifty_interrupts_leave_nothing(host):
             ended += event["type"] == "execution_interrupted"
         if number >= 9:
             seen.append(resident_bytes(host))
-    assert ended > 10  # others were done before; 24 to 40 of 50, by the load of the machine
-    assert seen[-1] - seen[0] < 24 * 2**20
+    # Others were done before: 24, 42 and 49 of 50 were seen, by the load of the machine.
+    assert ended > 10
+    assert seen[-1] - seen[0] < 24 * 2**20  # -2.6 and 0.5 MB were seen, 1.4 MB in between
     again = steps_graph(noise_seed=940)
     again[SAMPLER]["inputs"]["resume"] = "off"
     again["off"] = node("SaveLatent", samples=(SAMPLER, 0), filename_prefix="latents/again")
