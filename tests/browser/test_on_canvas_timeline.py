@@ -107,7 +107,7 @@ def test_it_follows_the_widgets_and_its_switch_can_be_dragged(canvas: Canvas) ->
     page = canvas.page
     picture, line = page.locator(".wan-timeline svg"), page.locator(".wan-timeline div")
     canvas.load(workflow)
-    assert line.inner_text() == "9 high noise · 11 low noise"
+    assert line.inner_text() == "9 high noise · 11 low noise · auto, if the MODEL divides at 0.875"
     for name, value, words in (
         ("switch", "boundary", "9 high noise · 11 low noise"),
         ("boundary", 0.5, "17 high noise · 3 low noise"),

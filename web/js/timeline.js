@@ -2,7 +2,7 @@
 // expert. Dragging the line between the experts sets switch = step and switch_step.
 import { app } from "../../../scripts/app.js"
 import { addDrawn } from "./drawn.js"
-import { boundaryOf, makeSchedule, stagesOf } from "./schedule.js"
+import { OWN_BOUNDARY, boundaryOf, makeSchedule, stagesOf } from "./schedule.js"
 
 const NODES = ["WanExpertsSchedule", "WanExpertsSampler"]
 const HEIGHT = 108
@@ -10,7 +10,7 @@ const COLOURS = { high: "#f5a04c", low: "#4fa8f7", motion: "#4fd1a1" } // As in 
 const WORDS = {
   en: {
     high: "high noise", low: "low noise", motion: "motion", step: "step", of: "of",
-    hint: "drag the line to move the switch",
+    hint: "drag the line to move the switch", assumed: "auto, if the MODEL divides at",
     linked: "values come over links: see the plan of the run",
     preset: "the preset decides: see the plan of the run",
     unknown: "noise levels of ComfyUI's own: see the plan of the run",
@@ -19,7 +19,7 @@ const WORDS = {
   },
   zh: {
     high: "高噪", low: "低噪", motion: "运动", step: "步", of: "/",
-    hint: "拖动竖线以移动切换点",
+    hint: "拖动竖线以移动切换点", assumed: "自动，假定模型分界为",
     linked: "数值来自连线：请看运行计划", preset: "由预设决定：请看运行计划",
     unknown: "ComfyUI 自带的噪声表：请看运行计划",
     steps: "步数不适合此噪声表", list: "timesteps 不是递减列表",
@@ -50,6 +50,8 @@ function planOf(node) {
   return {
     ...schedule, boundaries,
     names: hasMotion ? ["motion", "high", "low"] : ["high", "low"],
+    // Only a run knows the MODEL: one that takes an image divides elsewhere.
+    isAssumed: place.kind === "auto" && ["model", "model_high_noise"].some((name) => isLinked(node, name)),
     stages: stagesOf(schedule, boundaries),
   }
 }
@@ -95,7 +97,9 @@ class Timeline {
     })
     const at = this.switchStep() / count
     element("line", { x1: at, x2: at, y1: 0, y2: 1, stroke: "var(--input-text,#fff)", "stroke-width": 2, "vector-effect": "non-scaling-stroke" }, this.svg)
-    this.say(names.map((name, index) => `${stages.filter((stage) => stage === index).length} ${words()[name]}`).join(" · "))
+    const counts = names.map((name, index) => `${stages.filter((stage) => stage === index).length} ${words()[name]}`)
+    if (this.plan.isAssumed) counts.push(`${words().assumed} ${OWN_BOUNDARY}`)
+    this.say(counts.join(" · "))
   }
 
   say(text) {
