@@ -75,17 +75,19 @@ def block(lines: Sequence[Line]) -> list[Row]:
     """One block or forward, timed beside its kernels."""
     rows = []
     for line in latest(lines, "tokens", "layers"):
-        over = line["over_bare"]
-        best = over.get("ours, text read once", over["ours"])
+        over, read = line["over_bare"], "ours, text read once"
+        name = read if read in over else "ours"
+        best = over[name]
         gates = [Gate(what="× kernels", value=best, limit=1.10)]
-        for name, limit in (("diffusers", 0.9), ("comfyui", 1.0)):
-            if name in over:
-                told = {"diffusers": DIFFUSERS, "comfyui": COMFYUI}[name]
-                gates.append(Gate(what=f"× {told}", value=round(best / over[name], 3), limit=limit))
+        for other, words, limit in (("diffusers", DIFFUSERS, 0.9), ("comfyui", COMFYUI, 1.0)):
+            if other in over:
+                value = round(best / over[other], 3)
+                gates.append(Gate(what=f"× {words}", value=value, limit=limit))
+        layers = f"{line['layers']} layers, " if "layers" in line else ""
         rows.append(
             Row(
-                shape=f"{line['tokens']} tokens, text read once",
-                ours=f"{line['seconds']['ours, text read once']} s",
+                shape=f"{layers}{line['tokens']} tokens{name.removeprefix('ours')}",
+                ours=f"{line['seconds'][name]} s",
                 theirs=ratios(over, best),
                 floor=f"{line['seconds']['bare']} s",
                 gates=gates,
