@@ -42,7 +42,8 @@ class Gate:
     @property
     def line(self) -> str:
         """The line in words."""
-        return f"{'≥' if self.over else '≤'} {self.limit:g} {self.what}".strip()
+        sign = "≥ " if self.over else "≤ " if self.limit else ""
+        return f"{sign}{self.limit:g} {self.what}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,10 @@ def block(lines: Sequence[Line]) -> list[Row]:
             if other in over:
                 value = round(best / over[other], 3)
                 gates.append(Gate(what=f"× {words}", value=value, limit=limit))
+        if (
+            found := line.get("error", {}).get(name) or line.get("error", {}).get("ours")
+        ) is not None:
+            gates.append(Gate(what="cosine", value=found["cosine"], limit=0.9999, over=True))
         layers = f"{line['layers']} layers, " if "layers" in line else ""
         rows.append(
             Row(
