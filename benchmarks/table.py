@@ -79,6 +79,8 @@ def block(lines: Sequence[Line]) -> list[Row]:
         over, read = line["over_bare"], "ours, text read once"
         name = read if read in over else "ours"
         best = over[name]
+        unit = "s" if "seconds" in line else "s a layer"
+        seconds = line.get("seconds") or line["seconds_per_layer"]
         gates = [Gate(what="× kernels", value=best, limit=1.10)]
         for other, words, limit in (("diffusers", DIFFUSERS, 0.9), ("comfyui", COMFYUI, 1.0)):
             if other in over:
@@ -92,9 +94,9 @@ def block(lines: Sequence[Line]) -> list[Row]:
         rows.append(
             Row(
                 shape=f"{layers}{line['tokens']} tokens{name.removeprefix('ours')}",
-                ours=f"{line['seconds'][name]} s",
+                ours=f"{seconds[name]} {unit}",
                 theirs=ratios(over, best),
-                floor=f"{line['seconds']['bare']} s",
+                floor=f"{seconds['bare']} {unit}",
                 gates=gates,
             )
         )

@@ -61,6 +61,15 @@ def test_the_last_line_of_a_shape_counts(tmp_path: Path) -> None:
     ]
 
 
+def test_a_forward_has_a_line_for_its_error_too() -> None:
+    found = {"ours": {"cosine": 0.9998}, "diffusers": {"cosine": 0.9}}
+    line = {"seconds_per_layer": BLOCK["seconds"], "layers": 10, "error": found}
+    (row,) = table.block([{k: v for k, v in {**BLOCK, **line}.items() if k != "seconds"}])
+    assert row.shape == "10 layers, 60 tokens, text read once"
+    assert row.floor == "1.0 s a layer"
+    assert row.verdict == "**missed**: 0.9998 cosine"
+
+
 def test_a_gate_at_its_limit_is_met() -> None:
     assert table.Gate(what="u", value=3.3, limit=3.3).met
     assert not table.Gate(what="u", value=3.31, limit=3.3).met
