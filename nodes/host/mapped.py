@@ -1,27 +1,77 @@
-"""Weights that lie in their file, under a host that pins what it streams."""
+"""Weights that lie in their file, under a host that pins what it streams and fetches back what it loaded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
 import comfy.utils
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from . import compat
 
 HELD = "wan_mapped"
 """Attribute of the model: key -> (the copy that is pinned, the mapped weight)."""
+FILED = "wan_filed"
+"""Attribute of the model: key -> the weight as it lies in its file."""
+
+
+class FromFile(TorchFunctionMode):
+    """While active, a weight that is sent to the CPU comes from its file, not from where it is."""
+
+    def __init__(self, filed: Mapping[int, Tensor]) -> None:
+        """``filed``: the ``id`` of a loaded weight -> what lies in the file."""
+        super().__init__()
+        self._filed = filed
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Answer ``weight.to("cpu", ...)``; everything else runs as it is."""
+        # The keys first: most calls have nothing to do with weights.
+        if func is torch.Tensor.to and id(args[0]) in self._filed:
+            device, dtype, *_ = torch._C._nn._parse_to(*args[1:], **(kwargs or {}))
+            filed = self._filed[id(args[0])]
+            if device == filed.device and dtype in (None, filed.dtype):
+                return filed
+        return func(*args, **(kwargs or {}))
 
 
 class MappedPatcher(comfy.model_patcher.ModelPatcher):
-    """A weight leaves its file for as long as it is pinned.
+    """Weights of a file are read from it, never written back to memory, and leave it only to be pinned.
+
+    Unloading, ComfyUI would copy every weight from the device into memory of its own. The file still has
+    those that nobody patched; of the others ComfyUI keeps what the file had.
 
     Pinning locks whole pages and makes them copies of the file's. Neighbours in a file share pages,
     which cannot be locked twice: the host would pin every other weight and warn about the rest.
     Versions before 0.3.69 pin nothing and never call these.
     """
+
+    def unpatch_model(self, device_to: Any = None, unpatch_weights: bool = True) -> None:
+        """As every model's, from the file."""
+        with FromFile(self._filed()):
+            super().unpatch_model(device_to, unpatch_weights)
+
+    def partially_unload(self, *given: Any, **options: Any) -> Any:
+        """As every model's, from the file."""
+        with FromFile(self._filed()):
+            return super().partially_unload(*given, **options)
+
+    def _filed(self) -> dict[int, Tensor]:
+        """Loaded weights that are as in the file, by ``id``."""
+        filed: Mapping[str, Tensor] = getattr(self.model, FILED, {})
+        changed = {*self.backup, *self.hook_backup}
+        loaded = {key: comfy.utils.get_attr(self.model, key) for key in filed if key not in changed}
+        return {
+            id(weight): filed[key]
+            for key, weight in loaded.items()
+            if weight.device != filed[key].device
+        }
 
     def pin_weight_to_device(self, key: str) -> None:
         """Pin a copy; where that fails the mapped weight stays."""
@@ -54,10 +104,13 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
             comfy.utils.set_attr(self.model, key, weight)
 
 
-def settle(patcher: Any, *, packed: bool) -> Any:
-    """The patcher of a model whose weights were mapped after ``patcher`` had been made.
+def settle(patcher: Any, *, packed: bool, mapped: bool) -> Any:
+    """The patcher of a model whose weights were set after ``patcher`` had been made.
 
-    ``packed`` says that some of them cannot be paged in on demand, as newer versions do.
+    Args:
+        patcher: what ComfyUI made for the empty model.
+        packed: some of them cannot be paged in on demand, as newer versions do.
+        mapped: all of them lie in their file.
     """
     if compat.is_dynamic(patcher) and not packed:
         patcher.size = 0  # it may have measured the model empty
@@ -65,4 +118,12 @@ def settle(patcher: Any, *, packed: bool) -> Any:
     made = MappedPatcher(patcher.model, patcher.load_device, patcher.offload_device)
     for name in ("object_patches", "force_cast_weights", "hook_mode", "is_clip"):
         setattr(made, name, getattr(patcher, name))
+    if mapped:
+        setattr(made.model, FILED, dict(_weights(made.model)))
     return made
+
+
+def _weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Weights as they are now; the model's own tensors will say where they are later."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [(key, tensor.data) for key, tensor in named]

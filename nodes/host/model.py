@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -24,9 +25,10 @@ from ...wan.config import (
     SamplingConfig,
     TransformerConfig,
 )
+from ...wan.cost import Expert, step_bytes
 from ...wan.quant import Quant
-from ...wan.shapes import token_grid
-from ...wan.transformer import Text, Tokens, WanTransformer, chunk_tokens
+from ...wan.shapes import LatentShape, token_grid
+from ...wan.transformer import EXACT, Memory, Text, Tokens, WanTransformer
 from . import compat
 from .held import held
 from .interrupt import ATTENTION, check_interrupted, goes_through
@@ -39,7 +41,7 @@ from .quant import (
     load_weights,
     unpacking_bytes,
 )
-from .readings import Readings, keep_readings
+from .readings import PROMPTS, Readings, keep_readings, kept_rows
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,10 @@ IGNORED = {
 """Arguments of ComfyUI's own Wan network that a text-to-video expert has no use for, and the names
 under which conditioning nodes set them."""
 I2V_IN_DIM = 36
+SUMMED = 4
+"""Latents in float32 that ComfyUI holds around a forward: a prediction and its weights, for two prompts."""
+TEXT_ROWS = "wan_text_rows"
+"""Under this name ComfyUI asks for memory with the rows of each conditioning."""
 
 
 class HostAttention:
@@ -135,11 +141,11 @@ class HostTransformer(WanTransformer):
         return self.unembed(hidden, time, grid)
 
     def _run_blocks(self, hidden: Tensor, tokens: Tokens, options: dict[str, Any]) -> Tensor:
-        replace = options.get("patches_replace", {}).get("dit", {})
+        patches = options.get("patches_replace", {}).get("dit", {})
         options |= {"total_blocks": len(self.blocks), "block_type": "double"}
         for index, block in enumerate(self.blocks):
             options["block_index"] = index
-            patch = replace.get(("double_block", index))
+            patch = patches.get(("double_block", index))
             if patch is None:
                 hidden = block(hidden, tokens)
                 continue
@@ -147,18 +153,20 @@ class HostTransformer(WanTransformer):
             def original(args: dict[str, Any], block: Any = block) -> dict[str, Tensor]:
                 same = args["txt"] is tokens.text.rows
                 text = tokens.text if same else Text(args["txt"])
-                seen = tokens._replace(time=args["vec"], text=text, rope=args["pe"])
+                # What a patch sees is on the device.
+                here = replace(tokens.memory, hidden_on=None)
+                seen = tokens._replace(time=args["vec"], text=text, rope=args["pe"], memory=here)
                 # A block writes into what it gets; a patch may keep that and look at it later.
                 return {"img": block(args["img"].clone(), seen)}
 
             args = {
-                "img": hidden,
+                "img": hidden.to(tokens.time.device),
                 "txt": tokens.text.rows,
                 "vec": tokens.time,
                 "pe": tokens.rope,
                 "transformer_options": options,
             }
-            hidden = patch(args, {"original_block": original})["img"]
+            hidden = patch(args, {"original_block": original})["img"].to(hidden.device)
         return hidden
 
     def _cut(self, context: Tensor) -> Tensor:
@@ -225,32 +233,49 @@ class HostModel(comfy.model_base.WAN21):
         changed = changed_at_use(self.diffusion_model)
         return {**saved, **self.model_config.process_unet_state_dict_for_saving(changed)}
 
+    def extra_conds_shapes(self, **conds: Any) -> dict[str, Any]:
+        """As every model's, and the rows whose keys and values may be kept of a text (:mod:`.readings`)."""
+        shapes: dict[str, Any] = super().extra_conds_shapes(**conds)
+        text = conds.get("cross_attn")
+        if text is not None and _adds_bias({}):
+            shapes[TEXT_ROWS] = [kept_rows(text, self.diffusion_model.config.text_len)]
+        return shapes
+
     def memory_required(self, input_shape: Any, cond_shapes: Any = None) -> float:
-        """Bytes for latents ``(B, C, T, h, w)``: :func:`activation_bytes` and :func:`unpacking_bytes`.
+        """Bytes for latents ``(B, C, T, h, w)``: a step as it is traced, texts kept, weights unpacked.
 
         An attention backend that builds tables of pairs needs more: ComfyUI's own figure is for it.
         """
-        batch, _, frames, height, width = input_shape
-        tokens = batch * token_grid(frames, height, width).tokens
+        config, shapes = self.diffusion_model.config, dict(cond_shapes or {})
+        rows = max((shape[0] for shape in shapes.get(TEXT_ROWS, [])), default=0)
+        texts = min(PROMPTS, len(shapes.pop(TEXT_ROWS, [])))
         dtype = self.manual_cast_dtype or self.get_dtype()
-        needed = activation_bytes(self.diffusion_model.config, tokens, mm.dtype_size(dtype))
+        device = mm.get_torch_device().type
+        memory = self.diffusion_model.memory
+        needed: float = activation_bytes(config, tuple(input_shape), dtype, device, memory)
         if not (mm.xformers_enabled() or mm.pytorch_attention_flash_attention()):
-            needed = max(needed, super().memory_required(input_shape, cond_shapes or {}))
-        return needed + unpacking_bytes(self.diffusion_model)
+            needed = max(needed, super().memory_required(input_shape, shapes))
+        kept = 2 * texts * rows * config.dim * config.num_layers * mm.dtype_size(dtype)
+        return needed + kept + unpacking_bytes(self.diffusion_model)
 
 
-def activation_bytes(config: TransformerConfig, tokens: int, itemsize: int) -> float:
-    """Peak bytes of one forward over ``tokens`` tokens in a compute dtype of ``itemsize`` bytes.
+def activation_bytes(
+    config: TransformerConfig,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: str,
+    memory: Memory = EXACT,
+) -> int:
+    """Peak bytes of a step over latents ``(B, C, T, h, w)`` beside the weights, computed in ``dtype``.
 
-    Hidden state, keys and values; four temporaries of the tokens worked on at a time (what goes into
-    a projection, its result, normed, and rotated); the rotations; the latents and a velocity, which
-    guidance keeps; and the text with its own.
+    Traced as if each layer's weight were fetched when it is used: how much of the weights will lie on
+    the device, of a kind such as ``cuda``, is decided by this very number.
     """
-    latents = 4 * tokens * prod(config.patch_size) * (config.in_dim + config.out_dim)
-    text = 4 * config.text_len * (config.dim + config.text_dim)
-    rotations = 4 * tokens * config.dim // config.num_heads
-    rows = 3 * tokens + 4 * chunk_tokens(tokens)
-    return float((rows * config.dim + text) * itemsize + rotations + latents)
+    expert = Expert(
+        config=config, dtype=dtype, device=device, stored=torch.float8_e4m3fn, memory=memory
+    )
+    beside = SUMMED * prod(shape) * torch.float32.itemsize
+    return step_bytes(expert, LatentShape(*shape[1:]), batch=shape[0]).peak + beside
 
 
 class ModelConfig(comfy.supported_models.WAN21_T2V):
@@ -312,7 +337,7 @@ def build_model(
         compat.keep_stored_dtypes(model.diffusion_model)
     if not mm.is_device_cpu(offload):
         model.to(offload)
-    patcher = settle(patcher, packed=has_packed_layers(model.diffusion_model))
+    patcher = settle(patcher, packed=has_packed_layers(model.diffusion_model), mapped=not wide)
     patch_at_use(patcher)
     keep_readings(patcher)
     return patcher

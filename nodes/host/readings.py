@@ -18,6 +18,8 @@ from ...wan.transformer import Text, WanTransformer
 KEY = "wan_experts_text"
 PROMPTS = 4
 """Prompts that are kept at most; of more, those that were read last."""
+FEW = 4
+"""Keys at most that stand for the rows after a text, in any dtype."""
 
 Pair = tuple[Tensor, Tensor]
 
@@ -49,6 +51,12 @@ class BesideWeights(dict[nn.Module, Pair]):
             keys.to(self._device, non_blocking=True),
             values.to(self._device, non_blocking=True),
         )
+
+
+def kept_rows(context: Tensor, longest: int) -> int:
+    """Keys at most that stand for ``context`` (B, S, text_dim), where a few stand for its padding."""
+    told = context[:, :longest].ne(0).any(-1).any(0).nonzero()
+    return min(longest, int(told[-1]) + 1 + FEW if len(told) else FEW)
 
 
 class _Read(NamedTuple):

@@ -113,6 +113,6 @@ def build_clip(
         _Target(model, tokenizer), tokenizer_data={}, model_options={"initial_device": META}
     )
     compat.keep_stored_dtypes(network)
-    clip.patcher = settle(clip.patcher, packed=has_packed_layers(network))
+    clip.patcher = settle(clip.patcher, packed=has_packed_layers(network), mapped=True)
     patch_at_use(clip.patcher)
     return clip

@@ -146,10 +146,13 @@ def network_growth(model, dtype):
         x = torch.zeros(1, 16, *grid, dtype=dtype)
         context = torch.zeros(1, 512, config.text_dim, dtype=dtype)
         with PeakStorage() as peak:
+            # What sampling holds around a forward: noise, latents, the sampler's two, and two
+            # predictions with their weights.
+            latents = [torch.zeros(1, 16, *grid) for _ in range(8)]
             wide(x, torch.zeros(1), context, transformer_options=flash)
+            del latents
         seen.append(peak.peak)
-        tokens = grid[0] * grid[1] * grid[2] // 4
-        told.append(home.activation_bytes(config, tokens, dtype.itemsize))
+        told.append(home.activation_bytes(config, tuple(x.shape), dtype, "cuda"))
     return (told[1] - told[0]) / (seen[1] - seen[0])
 
 
