@@ -124,7 +124,19 @@ def lightning_lora(sheet: Sheet, experts: Node) -> Node:
     )  # fmt: skip
 
 
-def tell(sheet: Sheet, english: str, chinese: str, *, y: int = 560, height: int = 330) -> None:
+SOURCE = "https://github.com/wanexperts/ComfyUI-WanExperts"
+MISSING = (
+    "Nodes are red? Install **ComfyUI-WanExperts**: Manager, *Install Missing Custom Nodes* (`wanexperts`), or "
+    f"`git clone {SOURCE}` in `custom_nodes`."
+)
+MISSING_ZH = (
+    "节点显示为红色？请安装 **ComfyUI-WanExperts**：Manager 的“安装缺失节点”（`wanexperts`），或在 `custom_nodes` 中运行 "
+    f"`git clone {SOURCE}`。"
+)
+"""For a ComfyUI without this pack: its own dialogue tells the nodes' ids, and with its Manager the pack."""
+
+
+def tell(sheet: Sheet, english: str, chinese: str, *, y: int = 560, height: int = 400) -> None:
     """Both notes, below the loaders."""
-    sheet.note(english, (COLUMNS[0], y), (WIDE, height))
-    sheet.note(chinese, (COLUMNS[0], y + height + 50), (WIDE, height))
+    for number, words in enumerate((f"{english}\n\n{MISSING}", f"{chinese}\n\n{MISSING_ZH}")):
+        sheet.note(words, (COLUMNS[0], y + number * (height + 50)), (WIDE, height))

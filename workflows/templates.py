@@ -82,7 +82,7 @@ def tiny() -> Sheet:
         "`一个蓝色正方形在粉色背景上向上移动`\n\n"
         "拖动 **Sample Wan Experts** 图中的竖线，看看两个专家的切换点有何影响。\n\n"
         "真实模型请打开模板 **wan22_t2v_a14b** 或 **wan22_t2v_lightning**。",
-        height=260,
+        height=330,
     )
     return sheet
 
@@ -130,7 +130,7 @@ def lightning() -> Sheet:
         "## 四步出片\n\nLightning LoRA 让 4 步就够，无需引导：每步只调用一次网络。两个专家各 2 步，Euler，shift 5。"
         "引导为 1 时负向提示词不起作用。\n\n运动会比完整步数慢；**wan22_t2v_lightning_motion** 可以找回。"
         + files_zh(LIGHTNING_HIGH, LIGHTNING_LOW),
-        height=380,
+        height=450,
     )
     return sheet
 
@@ -157,7 +157,7 @@ def lightning_motion() -> Sheet:
         "## 保留运动的 Lightning\n\n步数少会在开头丢失运动。这里由**不带** Lightning LoRA 的高噪专家（`model_motion`）以引导 "
         "3.5 走到时间步 965，之后两个专家继续用 Lightning。8 步，shift 3：一条轨迹，三个阶段。"
         + files_zh(LIGHTNING_HIGH, LIGHTNING_LOW),
-        height=380,
+        height=450,
     )
     return sheet
 
@@ -186,7 +186,7 @@ def lora_pair() -> Sheet:
         "## 使用自己的 LoRA\n\n放入 `models/loras`，在 **Apply LoRA to Wan Experts** 上选择，并启用该节点（Ctrl+B）。"
         "可以是两个专家共用的一个文件、一对文件，或只给一个专家；另一个留 `auto`，会按名字找到配对。放反的文件会被拒绝，"
         "节点上会显示每个文件作用于哪里。多个 LoRA 请串联多个节点。" + files_zh(),
-        height=380,
+        height=450,
     )
     return sheet
 
@@ -226,7 +226,7 @@ def guider() -> Sheet:
         "## 逐个零件\n\n与 **wan22_t2v_a14b** 相同的采样，由 ComfyUI 自带的零件搭成：两个专家在一个 GUIDER 之后，交给 "
         "SamplerCustomAdvanced，可配任何 SAMPLER 与 SIGMAS。\n\n拖动 **Wan Sigmas** 上的竖线：它的 `switch_step` 告诉 guider "
         "何时切换专家。**Plan Wan Run** 在运行前说明需要什么。" + files_zh(),
-        height=380,
+        height=450,
     )
     return sheet
 

@@ -145,6 +145,8 @@ def test_a_comfyui_without_this_pack_says_what_to_install(canvas: Canvas) -> Non
     canvas.load(read(TINY))
     dialogue = page.locator(".p-dialog")
     dialogue.get_by_text("WanExpertsSampler", exact=True).wait_for()
+    notes = " ".join(node["widgets_values"][0] for node in canvas.workflow()["nodes"][7:])
+    assert notes.count("`git clone https://github.com/wanexperts/ComfyUI-WanExperts`") == 2
     canvas.screenshot(f"without-{canvas.host.version}")
     # The registry is asked for the pack by the id in the file; no test leaves this machine.
     assert any("api.comfy.org/nodes?node_id=wanexperts" in told for told in asked), asked
@@ -158,7 +160,10 @@ def test_the_ui_in_chinese(canvas: Canvas) -> None:
         canvas.page.reload()
         canvas.page.wait_for_function(OPEN_GRAPH)
         canvas.load(read(TINY))
-        assert canvas.page.locator(".wan-timeline div").inner_text() == "9 高噪 · 11 低噪 · 自动，假定模型分界为 0.875"
+        assert (
+            canvas.page.locator(".wan-timeline div").inner_text()
+            == "9 高噪 · 11 低噪 · 自动，假定模型分界为 0.875"
+        )
         names = ROOT / "locales" / "zh" / "nodeDefs.json"
         if names.is_file():
             wanted = json.loads(names.read_text("utf-8"))["WanExpertsSampler"]["display_name"]
@@ -207,7 +212,10 @@ def test_nodes_drawn_by_vue_show_the_same(site: Host, request: pytest.FixtureReq
         workflow["extra"]["ds"] = {"scale": 0.6, "offset": [-500, 120]}
         canvas.load(workflow)
         canvas.set_widget(SAMPLER, "steps", 2)
-        assert page.locator(".wan-timeline div").inner_text() == "1 high noise · 1 low noise · auto, if the MODEL divides at 0.875"
+        assert (
+            page.locator(".wan-timeline div").inner_text()
+            == "1 high noise · 1 low noise · auto, if the MODEL divides at 0.875"
+        )
         canvas.queue()
         assert play(page.locator("video"))["advanced"] > 0.25
         assert page.locator(".wan-told").last.input_value().startswith("2 steps, unipc grid")
