@@ -26,6 +26,7 @@ from . import extend
 from .bar import Bar
 from .device import add_device, torch_device
 from .latents import save_latents
+from .memory import add_memory, with_memory
 from .outputs import check_outputs, check_still, write_clip
 from .record import record, with_result
 
@@ -61,6 +62,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
     for part, name in PARTS.items():
         weights.add_argument(f"--{part}", type=Path, help=f"{name}: file or official folder")
     add_device(weights)
+    add_memory(weights)
     weights.add_argument("--tokenizer", type=Path, help="spiece.model, where the encoder has none")
     for option, expert in _LORAS.items():
         weights.add_argument(
@@ -133,7 +135,8 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     """One clip; raises before any weight is read if the input cannot work."""
     pipeline = open_pipeline(given)
     request = read_request(given, pipeline.defaults)
-    pipeline.plan(request)  # before anybody is asked
+    # Before anybody is asked.
+    pipeline = with_memory(pipeline, pipeline.plan(request), given.memory)
     request = replace(request, prompt=extend.extended(given))
     if request.prompt != given.prompt:
         print(f"prompt: {request.prompt}", file=sys.stderr)

@@ -15,6 +15,7 @@ from ..pipeline import Pipeline, Plan, Request
 from ..state import tensor_digest
 
 ATTENTION = "pytorch"
+INT8 = ", keys and values in 8 bits"
 
 
 def record(pipeline: Pipeline, request: Request, plan: Plan) -> Manifest:
@@ -50,7 +51,7 @@ def record(pipeline: Pipeline, request: Request, plan: Plan) -> Manifest:
         seed=request.seed,
         noise=request.noise,
         shape=shape,
-        attention=ATTENTION,
+        attention=ATTENTION + (INT8 if pipeline.memory.int8 else ""),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         inputs={"noise": tensor_digest(draw_noise(shape, request.seed, request.noise))},
         texts={"positive": request.prompt, "negative": request.negative_prompt},

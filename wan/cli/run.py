@@ -31,6 +31,7 @@ from ..workflow import (
 from .bar import Bar
 from .device import add_device, torch_device
 from .generate import Wanted, make_clip
+from .memory import add_memory, with_memory
 from .plan import find_file, settled
 
 VIDEO, ENCODE, LOADER = "WanExpertsDecodeToVideo", "WanExpertsTextEncode", "WanExpertsLoader"
@@ -61,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-latents", type=Path, metavar="FILE", help="raw latents, written before decoding"
     )
     add_device(parser)
+    add_memory(parser)
     parser.add_argument("--fresh", action="store_true", help="start anew instead of going on")
 
 
@@ -93,6 +95,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     )
     if wanted.format not in MP4_FORMATS:
         raise ValueError(f"format {wanted.format} makes a folder; --set format=h264-mp4")
+    pipeline = with_memory(pipeline, pipeline.plan(request), given.memory)
     make_clip(pipeline, request, wanted, bar, loras, _is_lenient(graph))
 
 

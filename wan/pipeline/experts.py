@@ -20,7 +20,7 @@ from ..schedule import Schedule, Velocity
 from ..sentinel import Rung
 from ..shapes import token_grid
 from ..solvers import evaluated
-from ..transformer import SelfAttention, Text, WanTransformer
+from ..transformer import EXACT, Memory, SelfAttention, Text, WanTransformer
 from .request import Phase, Plan
 from .source import Source, open_source
 
@@ -40,11 +40,13 @@ class Compute:
         dtype: of its matrix products.
         attention: the kernel.
         chunk: tokens worked on at a time, None for the network's own rule.
+        memory: what a forward holds how.
     """
 
     dtype: torch.dtype
     attention: Attention = sdpa
     chunk: int | None = None
+    memory: Memory = EXACT
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,7 +112,7 @@ class Networks:
         return rungs
 
     def relief(self, compute: Compute) -> list[Rung]:
-        """Smaller ways than ``compute``: with memory tidied up, then fewer tokens at a time."""
+        """Smaller ways than ``compute``: memory tidied up, fewer tokens at a time, other memory designs."""
 
         def tidied() -> Velocity:
             gc.collect()
@@ -118,10 +120,16 @@ class Networks:
                 torch.cuda.empty_cache()
             return self.velocity(compute)
 
-        small = replace(compute, chunk=FEW_TOKENS)
+        def rung(name: str, smaller: Compute) -> Rung:
+            return Rung(name=name, build=lambda: self.velocity(smaller))
+
         return [
             Rung(name="memory tidied up", build=tidied),
-            Rung(name=f"{FEW_TOKENS} tokens at a time", build=lambda: self.velocity(small)),
+            rung(f"{FEW_TOKENS} tokens at a time", replace(compute, chunk=FEW_TOKENS)),
+            *(
+                rung(design.told, replace(compute, memory=design))
+                for design in compute.memory.smaller(self._weights.device)
+            ),
         ]
 
     def _guided(self, phase: Phase, compute: Compute, schedule: Schedule) -> Velocity:
@@ -181,7 +189,7 @@ def _set_compute(model: WanTransformer, compute: Compute) -> None:
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.attention = compute.attention
-    model.chunk = compute.chunk
+    model.chunk, model.memory = compute.chunk, compute.memory
 
 
 class Course:

@@ -38,6 +38,8 @@ def name_run(pipeline: Pipeline, request: Request, plan: Plan) -> RunKeys:
         "sigmas": plan.schedule.sigmas,
         "timesteps": plan.schedule.timesteps,
     }
+    if pipeline.memory.int8:  # the other designs give the same numbers
+        common["keys and values"] = "int8"
 
     def name(until: int) -> str:
         phases = []

@@ -33,6 +33,7 @@ from ..sentinel import Watch
 from ..solvers import SolverState, get_solver
 from ..state import Keeper, RunKeys, RunState, Store
 from ..text import encode_prompt
+from ..transformer import EXACT, Memory
 from ..vae import denormalize
 from ..video import to_uint8
 from .experts import Compute, Networks, Weights
@@ -80,6 +81,7 @@ class Pipeline:
         loras: ``high`` or ``low`` -> its LoRAs with their strengths, in the order they act.
         stream: when blocks of experts are read from disk as they run, see ``source.py``; the numbers
             are the same.
+        memory: what a forward holds how; see ``wan.cost.choose_design`` for one that fits.
     """
 
     high: Checkpoint
@@ -93,6 +95,7 @@ class Pipeline:
         default_factory=lambda: {"high": (), "low": ()}
     )
     stream: str = STREAM[0]
+    memory: Memory = EXACT
 
     @classmethod
     def load(  # noqa: PLR0913 - nine independent choices, each by its name
@@ -230,7 +233,7 @@ class Pipeline:
         weights = Weights(
             experts=self.experts, loras=self.loras, device=self.device, stream=self.stream
         )
-        compute = Compute(dtype=self.dtype)
+        compute = Compute(dtype=self.dtype, memory=self.memory)
         point = (begun or _start(request, plan)).to(self.device)
         with Networks(weights, plan, self.encode(request)) as networks:
             return sample(
