@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from ...wan.cost import (
 from ...wan.plan import RunPlan, describe
 from ...wan.shapes import LatentShape, token_grid
 from ...wan.solvers import SOLVERS
+from .designs import design_of_run
 from .model import sampling_of
 from .sampling import WanSampling
 
@@ -58,7 +59,8 @@ def forecast_run(
         )
     plan = guider.plan_run(sigmas)
     batch, shape = samples.shape[0], LatentShape(*samples.shape[1:])
-    networks = networks_of(guider.models)
+    design = design_of_run(guider.models, samples.shape)
+    networks = replace(networks_of(guider.models), memory=design.memory)
     measured = _measured.get(_kind(guider.models, networks))
     if measured is None and time_it:
         device = guider.models[0].load_device
@@ -76,7 +78,7 @@ def forecast_run(
         if stage.name != "motion"
     }
     odd = advice(plan, Circumstances(own=own, shape=shape, loras=loras))
-    return plan.noted(*odd), forecast
+    return plan.noted(*filter(None, [design.note]), *odd), forecast
 
 
 def plan_text(

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ...wan.plan import RunPlan
 from ...wan.state import tensor_digest
+from ...wan.transformer import Memory
+from .designs import design_of_run
 from .ladder import Ladder
 from .manifest import record_run
 from .runs import AUTO, HostRun
@@ -94,7 +96,8 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         """Run ``sampler`` over ``sigmas`` (N+1,), or what is left of it; as ``CFGGuider.sample`` otherwise."""
         if sigmas.shape[-1] < 2:
             return latent_image
-        plan = self.plan_run(sigmas)
+        design = design_of_run(self._models, noise.shape)
+        plan = self.plan_run(sigmas).noted(*filter(None, [design.note]))
         _announce(plan)
         callback = with_words(plan, callback)
         start = Start(
@@ -109,7 +112,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             sampler=sampler,
             seed=seed,
         )
-        with self._under_way(start) as run:
+        with self._under_way(start, design.memory) as run:
             result = run.finished()
             if result is None:
                 result = super().sample(
@@ -121,7 +124,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         return result
 
     @contextmanager
-    def _under_way(self, start: Start) -> Iterator[HostRun]:
+    def _under_way(self, start: Start, memory: Memory) -> Iterator[HostRun]:
         """The run of ``start``, with this guider set up for it; nothing of it is left afterwards."""
         plan = self._plan = start.plan
         first, last = (plan.stage_of(float(plan.schedule.sigmas[end])) for end in (0, -1))
@@ -136,6 +139,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
                 tuple(self._guiders.values()),
                 lambda: self._guiders[self._running],
                 self._turn_back,
+                memory,
             )
             self._run = HostRun(start, ladder, resume=self._resume)
             yield self._run

@@ -23,6 +23,8 @@ from torch import Tensor
 from ...wan.attention import plain
 from ...wan.schedule import Velocity
 from ...wan.sentinel import Rung
+from ...wan.transformer import EXACT, Memory
+from .designs import smaller_designs, using
 from .interrupt import ATTENTION, check_interrupted
 
 CONDS = "sampler_calc_cond_batch_function"
@@ -41,11 +43,13 @@ class Mode:
         plain: attention by its formula in float32.
         wide: the whole network in float32.
         apart: conditionings one after the other.
+        memory: what forwards of our networks hold how.
     """
 
     plain: bool = False
     wide: bool = False
     apart: bool = False
+    memory: Memory = EXACT
 
     def options(self, given: dict[str, Any]) -> dict[str, Any]:
         """The ``model_options`` of an evaluation in this mode."""
@@ -59,6 +63,11 @@ class Mode:
     @contextmanager
     def around(self, model: Any) -> Iterator[None]:
         """While a ComfyUI model is evaluated in this mode."""
+        with using(model, self.memory), self._widened(model):
+            yield
+
+    @contextmanager
+    def _widened(self, model: Any) -> Iterator[None]:
         if not self.wide:
             yield
             return
@@ -88,13 +97,14 @@ class Ladder:
         guiders: Sequence[Any],
         current: Callable[[], Any],
         turn_back: Callable[[], None],
+        memory: Memory = EXACT,
     ) -> None:
         """``guiders`` of the run's MODELs; ``current()`` is the one whose MODEL is evaluated.
 
-        ``turn_back()`` lets earlier ones be due again.
+        ``turn_back()`` lets earlier ones be due again; ``memory`` is the design the run begins with.
         """
         self._guiders, self._current, self._turn_back = guiders, current, turn_back
-        self._usual = Mode()  # once memory ran out, what it takes from then on
+        self._usual = Mode(memory=memory)  # once memory ran out, what it takes from then on
         self._mode = self._usual
 
     @property
@@ -122,9 +132,9 @@ class Ladder:
         return rungs
 
     def memory(self, evaluate: Velocity) -> list[Rung]:
-        """Smaller ways: other models out, one conditioning at a time, then less of this MODEL."""
+        """Smaller ways: other models out, one conditioning at a time, less of this MODEL, other designs."""
 
-        def rung(name: str, tidy: Callable[[], None], **more: bool) -> Rung:
+        def rung(name: str, tidy: Callable[[], None], **more: Any) -> Rung:
             def build() -> Velocity:
                 tidy()
                 self._usual = replace(self._usual, **more)
@@ -132,11 +142,16 @@ class Ladder:
 
             return Rung(name=name, build=build)
 
+        models = [guider.model_patcher for guider in self._guiders]
         return [
             rung("other models out of memory", self._unload_others),
             rung("one conditioning at a time", _tidy, apart=True),
             rung("half of the model on the device", lambda: self._unload(0.5), apart=True),
             rung("none of the model on the device", lambda: self._unload(1.0), apart=True),
+            *(
+                rung(design.told, _tidy, apart=True, memory=design)
+                for design in smaller_designs(models, self._usual.memory)
+            ),
         ]
 
     def of_step(self, rungs: Sequence[Rung]) -> list[Rung]:

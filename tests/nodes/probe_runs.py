@@ -59,7 +59,8 @@ class WanProbeFail:
 
     ``kernel`` fails in attention, unless another one is used. ``narrow`` fails unless the network computes
     in float32, ``always`` in any way. ``memory`` runs out as often as ``times`` says, ``batch`` whenever
-    conditionings are evaluated together, ``resident`` while all weights are on the device.
+    conditionings are evaluated together, ``resident`` while all weights are on the device, ``exact`` while
+    keys and values are.
     """
 
     RETURN_TYPES = ("MODEL",)
@@ -68,7 +69,7 @@ class WanProbeFail:
 
     @classmethod
     def INPUT_TYPES(cls):
-        kinds = ["kernel", "narrow", "always", "memory", "batch", "resident"]
+        kinds = ["kernel", "narrow", "always", "memory", "batch", "resident", "exact"]
         return {
             "required": {
                 "model": ("MODEL",),
@@ -104,6 +105,8 @@ class WanProbeFail:
                 for module in executor.class_obj.modules()
             ):
                 raise torch.cuda.OutOfMemoryError("Tried to allocate all. More words.")
+            if kind == "exact" and not executor.class_obj.memory.int8:
+                raise torch.cuda.OutOfMemoryError("Tried to allocate keys. More words.")
             out = executor(x, timestep, context, *args, **kwargs)
             wrong = kind == "always" or (kind == "narrow" and x.dtype != torch.float32)
             return out * float(value) if wrong else out

@@ -533,6 +533,15 @@ def test_a_step_without_memory_is_done_smaller(host, clean, through, role, step,
     assert relative(ran.latents, clean(through)) < 1e-5
 
 
+def test_a_step_that_no_exact_way_fits_goes_on_in_eight_bits_and_says_so(host, clean):
+    ran = Ran(host, failing(steps_graph(), "high", kind="exact", step=2))
+    assert not ran.error
+    told = re.findall("it is done again with (.*)", ran.log)
+    assert told[:3] == [OTHERS, APART, HALF]
+    assert told[-1] == "keys and values in 8 bits (near the exact numbers, not equal to them)"
+    assert 1e-5 < relative(ran.latents, clean("ours")) < 0.05
+
+
 # Fifty interrupts
 
 

@@ -11,6 +11,7 @@ import torch
 from ..config import TextConfig, TransformerConfig, VAEConfig
 from ..plan import RunPlan
 from ..shapes import SPATIAL_STRIDE, LatentShape, pixel_frames, pixel_size, token_grid
+from ..transformer import EXACT, Memory
 from ..vae import decode_bytes, tiny_bytes
 from .flops import forward_flops
 from .forwards import StageForwards, count_forwards, evaluated_levels
@@ -45,6 +46,7 @@ class Networks:
         text: sizes of the text encoder and its weights; None leaves it out.
         vae: sizes of the VAE and its weights; None leaves it out.
         tiny: whether a tiny decoder stands in for the VAE.
+        memory: what a forward of an expert holds how.
     """
 
     transformer: TransformerConfig
@@ -54,6 +56,7 @@ class Networks:
     text: tuple[TextConfig, Weights] | None = None
     vae: tuple[VAEConfig, Weights] | None = None
     tiny: bool = False
+    memory: Memory = EXACT
 
     @property
     def all(self) -> list[Weights]:
@@ -162,6 +165,7 @@ def make_forecast(
         dtype=networks.dtype,
         device=networks.device,
         stored=networks.experts[0].dtype,
+        memory=networks.memory,
     )
     step = step_bytes(
         expert,
