@@ -19,7 +19,8 @@ from ...wan.state import RunKeys, run_key
 from .graph_key import UnknownOrigin
 from .interrupt import ATTENTION
 from .manifest import TEXT, attention_name, device_name, loras_of, patches_of, weights_mark
-from .patches import KEY as OUR_CALLBACKS
+from .patches import KEY as PATCHES
+from .readings import KEY as READINGS
 from .start import Start
 
 _OUTSIDE = re.compile(
@@ -31,6 +32,8 @@ COMPILED = "torch.compile"
 """Key of the wrapper that ComfyUI's compiling node hangs on a MODEL."""
 DTYPE = "manual_cast_dtype"
 """Of a ComfyUI model: what it computes in, if not what its weights are stored in."""
+OURS = (PATCHES, READINGS)
+"""Keys of callbacks of this pack, none of which remembers a step."""
 _UNTOLD = ("uuid", TEXT)
 """Of a conditioning: what does not act on a run."""
 
@@ -96,7 +99,7 @@ def remembering(models: Sequence[Any]) -> str:
             str(key)
             for group in model.callbacks.values()
             for key, held in group.items()
-            if held and key != OUR_CALLBACKS
+            if held and key not in OURS
         }
         found |= {str(key) for key, held in getattr(model, "injections", {}).items() if held}
     return ", ".join(sorted(found))
