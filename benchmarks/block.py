@@ -13,10 +13,7 @@ median over rounds of its time over that of the bare kernels.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -27,12 +24,11 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from benchmarks.peak import hardware  # noqa: E402
+from benchmarks.lines import Way, hardware, over, report, take_turns, versions  # noqa: E402
 from wan.config import T2V_A14B, TransformerConfig  # noqa: E402
 from wan.shapes import TokenGrid, token_grid  # noqa: E402
 from wan.transformer import WanTransformer  # noqa: E402
 
-Way = Callable[[], object]
 CONFIG = replace(T2V_A14B.transformer, num_layers=1)
 DTYPE = torch.bfloat16
 
@@ -102,22 +98,48 @@ def comfy_model(folder: Path, config: TransformerConfig, state: dict[str, Tensor
     return model.eval().requires_grad_(False)
 
 
+def networks(
+    folder: Path | None, config: TransformerConfig, state: dict[str, Tensor]
+) -> dict[str, nn.Module]:
+    """The three implementations over the same weights."""
+    found: dict[str, nn.Module] = {
+        "ours": our_model(config, state),
+        "diffusers": diffusers_model(config, state),
+    }
+    if folder is not None:
+        found["comfyui"] = comfy_model(folder, config, state)
+    return found
+
+
+def call(network: nn.Module, x: Tensor, at: Tensor, context: Tensor) -> Tensor:
+    """A forward of any of them."""
+    out = network(x, at, context)
+    return out if isinstance(out, Tensor) else out.sample
+
+
+def inputs(
+    config: TransformerConfig, shape: tuple[int, int, int], text: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Random latents, a timestep, and a text of ``text`` rows before its padding."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(1, config.in_dim, *shape, generator=generator).to(DTYPE)
+    context = torch.zeros(1, config.text_len, config.text_dim)
+    context[:, :text] = torch.randn(1, text, config.text_dim, generator=generator)
+    return x, torch.tensor([613.0]), context.to(DTYPE)
+
+
 def blocks(
     grid: TokenGrid, shape: tuple[int, int, int], text: int, folder: Path | None
 ) -> dict[str, Way]:
     """Every way of running one block over the same hidden state."""
     state = weights(CONFIG, DTYPE)
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(1, CONFIG.in_dim, *shape, generator=generator).to(DTYPE)
-    context = torch.zeros(1, CONFIG.text_len, CONFIG.text_dim)
-    context[:, :text] = torch.randn(1, text, CONFIG.text_dim, generator=generator)
-    at = torch.tensor([613.0])
+    x, at, context = inputs(CONFIG, shape, text)
     ours = our_model(CONFIG, state)
     hidden, _, tokens = ours.embed(x, at, context, grid)
     read = tokens._replace(text=ours.read(context, DTYPE))
     rows, six = tokens.text.rows, tokens.time
     ways: dict[str, Way] = {
-        "bare": bare(grid.tokens),
+        "bare": bare(CONFIG, grid.tokens),
         "ours": lambda: ours.blocks[0](hidden.clone(), tokens),
         "ours, text read once": lambda: ours.blocks[0](hidden.clone(), read),
     }
@@ -132,10 +154,10 @@ def blocks(
     return ways
 
 
-def bare(tokens: int) -> Way:
+def bare(config: TransformerConfig, tokens: int) -> Way:
     """The products and attentions of a block on operands of its shapes."""
-    dim, wide, text = CONFIG.dim, CONFIG.ffn_dim, CONFIG.text_len
-    heads = CONFIG.num_heads, dim // CONFIG.num_heads
+    dim, wide, text = config.dim, config.ffn_dim, config.text_len
+    heads = config.num_heads, dim // config.num_heads
     square, up, down = (
         torch.randn(rows, columns).mul_(0.01).to(DTYPE)
         for rows, columns in ((dim, dim), (wide, dim), (dim, wide))
@@ -174,38 +196,15 @@ def main() -> None:
     torch.set_num_threads(1)
     shape = (1, 2 * (given.tokens // 30), 60)
     ways = blocks(token_grid(*shape), shape, given.text, given.comfyui)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
     with torch.inference_mode():
-        for turn in range(given.rounds + 1):
-            for name, way in ways.items():
-                start = time.thread_time()
-                way()
-                if turn:  # the first makes kernels and pages ready
-                    seconds[name].append(time.thread_time() - start)
-    over = {
-        name: round(median(a / b for a, b in zip(found, seconds["bare"], strict=True)), 3)
-        for name, found in seconds.items()
-    }
+        seconds = take_turns(ways, given.rounds)
     line = {
         "case": "block", "tokens": token_grid(*shape).tokens, "dtype": "bfloat16", "text": given.text,
         "seconds": {name: round(median(found), 3) for name, found in seconds.items()},
-        "over_bare": over, "rounds": given.rounds, "threads": 1, "torch": torch.__version__,
-        **versions(given.comfyui), **hardware(),
+        "over_bare": over(seconds, "bare"), "over_diffusers": over(seconds, "diffusers"),
+        "rounds": given.rounds, "threads": 1, **versions(given.comfyui), **hardware(),
     }  # fmt: skip
-    print(json.dumps(line))
-    if given.out is not None:
-        with given.out.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def versions(folder: Path | None) -> dict[str, str]:
-    """Versions of what is compared with."""
-    from importlib.metadata import version
-
-    told = {"diffusers": version("diffusers")}
-    if folder is not None:
-        told["comfyui"] = (folder / "comfyui_version.py").read_text().split('"')[1]
-    return told
+    report(line, given.out)
 
 
 if __name__ == "__main__":
