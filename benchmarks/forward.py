@@ -5,9 +5,9 @@
 
 Timed like ``block.py``, in one process on the same random weights, in turns. Blocks cost alike, so a
 few ``--layers`` are enough; seconds are per layer, with its share of what comes before and after
-the blocks. ``--error`` times nothing and tells how far each in bfloat16 is from ours in float32: the
-largest difference, that over the largest value, the 2-norm over that of the result, and the cosine.
-One JSON line.
+the blocks. ``error`` is how far each in bfloat16 is from ours in float32: the largest difference, that
+over the largest value, the 2-norm over that of the result, and the cosine; it grows with the layers,
+so ``--error`` tells it of many and times nothing. One JSON line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from benchmarks import block  # noqa: E402
 from benchmarks.lines import Way, hardware, over, report, take_turns, versions  # noqa: E402
@@ -34,11 +34,10 @@ Inputs = tuple[Tensor, Tensor, Tensor]
 
 
 def timed(
-    folder: Path | None, config: TransformerConfig, given: Inputs, rounds: int
+    config: TransformerConfig, networks: dict[str, nn.Module], given: Inputs, rounds: int
 ) -> dict[str, list[float]]:
     """Seconds of every way of running a forward."""
     x, at, context = given
-    networks = block.networks(folder, config, block.weights(config, block.DTYPE))
     text = networks["ours"].read(context, block.DTYPE)
     ways: dict[str, Way] = {
         "bare": bare(config, token_grid(*x.shape[2:]).tokens),
@@ -64,12 +63,9 @@ def bare(config: TransformerConfig, tokens: int) -> Way:
     return run
 
 
-def errors(
-    folder: Path | None, config: TransformerConfig, given: Inputs
-) -> dict[str, dict[str, float]]:
+def errors(networks: dict[str, nn.Module], given: Inputs) -> dict[str, dict[str, float]]:
     """How far each in bfloat16 is from ours in float32, whose weights are the same numbers."""
     x, at, context = given
-    networks = block.networks(folder, config, block.weights(config, block.DTYPE))
     truth = networks["ours"](x.float(), at, context.float())
     found = {}
     for name, network in networks.items():
@@ -106,10 +102,9 @@ def main() -> None:
         "text": given.text, "layers": given.layers, "threads": 1,
     }  # fmt: skip
     with torch.inference_mode():
-        if given.error:
-            line["error"] = errors(given.comfyui, config, inputs)
-        else:
-            seconds = timed(given.comfyui, config, inputs, given.rounds)
+        networks = block.networks(given.comfyui, config, block.weights(config, block.DTYPE))
+        if not given.error:
+            seconds = timed(config, networks, inputs, given.rounds)
             line |= {
                 "seconds_per_layer": {
                     name: round(median(found) / given.layers, 4) for name, found in seconds.items()
@@ -118,6 +113,7 @@ def main() -> None:
                 "over_diffusers": over(seconds, "diffusers"),
                 "rounds": given.rounds,
             }
+        line["error"] = errors(networks, inputs)
     report({**line, **versions(given.comfyui), **hardware()}, given.out)
 
 
