@@ -9,9 +9,13 @@ from dataclasses import replace
 from ..checkpoint import detect_transformer_config
 from ..cost import AUTO, CHOICES, Expert, choose_design, device_bytes, held_weights, step_bytes
 from ..pipeline import Pipeline, Plan
+from ..shapes import token_grid
 from ..transformer import Memory
 
 log = logging.getLogger(__name__)
+
+PLENTY = 100
+"""Hidden states that no forward comes near: where they fit, nothing needs to be traced."""
 
 
 def add_memory(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -40,12 +44,11 @@ def with_memory(pipeline: Pipeline, plan: Plan, asked: str) -> Pipeline:
     weights = max(weights.nbytes for weights in held)
     if pipeline.stream != "never":  # two blocks are there, and what is outside of all
         weights = 3 * weights // (config.num_layers + 1)
-    choice = choose_design(
-        asked,
-        device=pipeline.device,
-        room=device_bytes(pipeline.device) - weights,
-        needed=needed,
-    )
+    room = device_bytes(pipeline.device) - weights
+    hidden = token_grid(*plan.shape[1:]).tokens * config.dim * pipeline.dtype.itemsize
+    if asked == AUTO and PLENTY * hidden <= room:
+        return pipeline
+    choice = choose_design(asked, device=pipeline.device, room=room, needed=needed)
     if choice.note:
         log.warning("%s", choice.note)
     return replace(pipeline, memory=choice.memory)
