@@ -113,7 +113,8 @@ def gelu(linear: Linear, x: Tensor) -> Tensor:
     if torch.is_grad_enabled():
         return functional.gelu(linear(x), approximate="tanh")
     out: Tensor
-    if isinstance(linear, Plain) and x.device.type == "cpu" and x.dtype == ends_in_gelu():
+    fused = not torch.compiler.is_compiling() and x.dtype == ends_in_gelu()
+    if fused and isinstance(linear, Plain) and x.device.type == "cpu":
         given = linear.weight, linear.bias
         out = torch.ops.mkldnn._linear_pointwise(x, *given, "gelu", [], "tanh")
     else:

@@ -49,6 +49,11 @@ class Text(NamedTuple):
     where they are made anew each time."""
 
 
+def direct(branch: Branch) -> Branch:
+    """A branch as it is."""
+    return branch
+
+
 class Tokens(NamedTuple):
     """What every block sees besides the hidden state."""
 
@@ -62,6 +67,8 @@ class Tokens(NamedTuple):
     """How many tokens are worked on at a time where no gradient is wanted."""
     memory: Memory = EXACT
     """What is held how where no gradient is wanted."""
+    through: Callable[[Branch], Branch] = direct
+    """What a branch goes through before it is run where no gradient is wanted, such as a compiler."""
 
 
 Norm = Callable[[Tensor], Tensor]
@@ -90,9 +97,10 @@ def add(x: Tensor, branches: Sequence[Gated], tokens: Tokens) -> Tensor:
             out = branch(x, slice(None))
             x = x + out if gate is None else torch.addcmul(x, out, gate)
         return x
+    ways = [(tokens.through(branch), gate) for branch, gate in branches]
     for where in parts(x.shape[1], tokens.chunk):
         part = tokens.memory.take(x, where, tokens.time.device)
-        for branch, gate in branches:
+        for branch, gate in ways:
             out = branch(part, where)
             part.add_(out) if gate is None else part.addcmul_(out, gate)
             del out

@@ -14,6 +14,8 @@ D model dim, N heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from ..layers import Ready, ready, timestep_features
 from ..ops import Ops, TorchOps
 from ..rope import rope_table
 from ..shapes import TokenGrid, token_grid
-from .blocks import SLOTS, Block, Head, Text, Tokens, chunk_tokens, parts
+from .blocks import SLOTS, Block, Branch, Head, Text, Tokens, chunk_tokens, direct, parts
 from .memory import EXACT, Memory
 
 
@@ -39,6 +41,7 @@ class WanTransformer(nn.Module):
         hidden: dtype of the hidden state; None for that of the latents. float32 beside bfloat16 is
             what the official code has, and one more hidden state of memory.
         memory: what a forward holds how where no gradient is wanted.
+        through: what the branches of a block go through; see ``wan.compiled``.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class WanTransformer(nn.Module):
         self.chunk: int | None = None
         self.hidden: torch.dtype | None = None
         self.memory: Memory = EXACT
+        self.through: Callable[[Branch], Branch] = direct
         self._rope: tuple[tuple[TokenGrid, torch.device], Tensor] | None = None
         dim, patch = config.dim, config.patch_size
         self.patch_embedding = ops.Conv3d(
@@ -136,6 +140,7 @@ class WanTransformer(nn.Module):
             rope=self._table(grid, x.device),
             chunk=self.chunk or chunk_tokens(grid.tokens),
             memory=self.memory,
+            through=self.through,
         )
         return hidden, time, tokens
 
