@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 
+import comfy.model_management as mm
 import comfy.patcher_extension
 import torch
 from comfy_execution.graph_utils import GraphBuilder
@@ -230,7 +231,30 @@ class WanProbeEachTime:
         return (model,)
 
 
+class WanProbeRoom:
+    """From now on every device has ``total`` bytes in all; 0 ends that."""
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+    CATEGORY = "tests"
+    TRUE = staticmethod(mm.get_total_memory)
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"total": ("INT", {"default": 0})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **_):
+        return time.time()
+
+    def run(self, total):
+        mm.get_total_memory = (lambda *_, **__: total) if total else self.TRUE
+        return {}
+
+
 NODE_CLASS_MAPPINGS = {
+    "WanProbeRoom": WanProbeRoom,
     "WanProbeSteps": WanProbeSteps,
     "WanProbeFail": WanProbeFail,
     "WanProbeNarrow": WanProbeNarrow,

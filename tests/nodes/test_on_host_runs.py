@@ -542,6 +542,17 @@ def test_a_step_that_no_exact_way_fits_goes_on_in_eight_bits_and_says_so(host, c
     assert 1e-5 < relative(ran.latents, clean("ours")) < 0.05
 
 
+def test_a_card_that_is_too_small_gets_a_smaller_design_and_the_reason(host, clean):
+    wanted = clean("ours")
+    Ran(host, {"room": node("WanProbeRoom", total=1)})
+    try:
+        ran = Ran(host, whole(steps_graph()))
+    finally:
+        Ran(host, {"room": node("WanProbeRoom", total=0)})
+    assert "note: memory int8: keys and values in 8 bits (near the exact numbers" in ran.plan
+    assert 1e-5 < relative(ran.latents, wanted) < 0.05
+
+
 # Fifty interrupts
 
 
