@@ -105,7 +105,7 @@ def peak(grid: tuple[int, int, int], forwards: int = 1, chunk: int | None = None
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_forward_holds_three_hidden_states(name: str) -> None:
     got = peak(GRIDS[name])
-    assert 3.0 < got <= 3.3, "measured: 3.30, 3.28, 3.16; latents, text and rotations included"
+    assert 3.0 < got <= 3.3, "measured: 3.24, 3.23, 3.14; latents, text and rotations included"
     # The other prompt adds what its velocity takes, 64 float32 of 5120 bfloat16.
     assert peak(GRIDS[name], forwards=2) - got <= 64 * 4 / (5120 * 2) + 1e-6
 
