@@ -321,8 +321,13 @@ def test_who_streams(parts, tmp_path: Path, monkeypatch, caplog) -> None:
 
     assert kind("cpu") is Whole
     assert kind("cpu", "always") is Streamed
-    monkeypatch.setattr(source, "SMALL", 1)
-    assert kind("cpu") is Streamed
+    largest = max(expert.nbytes for expert in experts.values())
+    told = tmp_path / "meminfo"
+    monkeypatch.setattr(source, "MEMORY", told)
+    assert kind("cpu") is Whole  # nobody tells
+    for free, wanted in (((largest + 1000) // 1024 + 1, Whole), (largest // 1024, Streamed)):
+        told.write_text(f"MemTotal: 99999999 kB\nMemAvailable: {free} kB\n")
+        assert kind("cpu") is wanted
     assert kind("cpu", "never") is Whole
     assert kind("mps") is Whole
     with pytest.raises(ValueError, match="blocks cannot be streamed to mps; use cpu or cuda, or"):
@@ -331,7 +336,6 @@ def test_who_streams(parts, tmp_path: Path, monkeypatch, caplog) -> None:
         ValueError, match="unknown stream='sometimes'; use one of auto, always, never"
     ):
         check_stream("sometimes", experts, CPU)
-    largest = max(expert.nbytes for expert in experts.values())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (largest + 1000, 10**12))
     assert kind("cuda") is Whole
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (largest + 999, 10**12))
@@ -349,7 +353,7 @@ def test_torch_files_are_not_streamed(parts, tmp_path: Path, monkeypatch) -> Non
         ValueError, match=r"high\.pth is a torch file, which cannot be read block by"
     ):
         Pipeline.load(**files, stream="always")
-    monkeypatch.setattr(source, "SMALL", 1)
+    monkeypatch.setattr(source, "free_memory", lambda _: 1)
     experts = {part: open_checkpoint(files[part]) for part in ("high", "low")}
     opened = open_source(experts, CPU, stream="auto", working=0)
     assert isinstance(opened, Whole)
@@ -367,11 +371,11 @@ def test_reading_ahead_reads_all_once_and_ends(tmp_path: Path, state) -> None:
         int(info.name.split(".")[1]) for info in infos[first:]
     )
     ahead = ReadAhead(infos)
-    ahead._thread.join()
+    ahead.wait()
     ahead.close()
     path.unlink()
     gone = ReadAhead(infos)  # whoever needs the file will say that it is gone
-    gone._thread.join()
+    gone.wait()
     gone.close()
 
 

@@ -25,10 +25,14 @@ class ReadAhead:
         self._thread = threading.Thread(target=self._work, name="wan read ahead", daemon=True)
         self._thread.start()
 
+    def wait(self) -> None:
+        """Until all is read."""
+        self._thread.join()
+
     def close(self) -> None:
         """End the thread, whether it is done or not."""
         self._closed = True
-        self._thread.join()
+        self.wait()
 
     def _work(self) -> None:
         files, scratch = Files(), memoryview(bytearray(READ))

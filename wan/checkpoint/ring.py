@@ -70,8 +70,7 @@ class Files:
         assert info.begin is not None
         try:
             if info.file not in self._open:
-                opened = FileIO(info.file)
-                self._open[info.file] = opened, _size(opened)
+                self._open[info.file] = _opened(info.file)
             handle, _ = self._open[info.file]
             handle.seek(info.begin + done)
             count = handle.readinto(into)
@@ -94,6 +93,14 @@ class Files:
         """Close them all."""
         while self._open:
             self._open.popitem()[1][0].close()
+
+
+def _opened(path: Path) -> tuple[FileIO, int]:
+    """A file and its size; the system is told to read well ahead, where it listens."""
+    handle = FileIO(path)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return handle, _size(handle)
 
 
 def _size(handle: FileIO) -> int:

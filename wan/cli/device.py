@@ -14,8 +14,8 @@ def add_device(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
     parser.add_argument("--device", help="torch device; default: cuda if there is one")
     parser.add_argument(
         "--stream", choices=STREAM, default=STREAM[0],
-        help="read the blocks of an expert from disk as they run, a few at a time; auto: on cuda if it "
-        "does not fit, on the cpu if it is large. The result is the same",
+        help="read the blocks of an expert from disk as they run, two at a time; auto: if it does not "
+        "fit the free memory. The result is the same",
     )  # fmt: skip
 
 
