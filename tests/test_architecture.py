@@ -15,7 +15,7 @@ WAN = ROOT / "wan"
 LEVELS = (
     {"shapes", "config", "ops", "files", "keys", "__version__"},
     {"rope", "attention", "layers", "schedule", "guidance", "noise", "quant"},
-    {"transformer", "vae", "text", "solvers", "experts", "sentinel", "conditioning"},
+    {"backends", "transformer", "vae", "text", "solvers", "experts", "sentinel", "conditioning"},
     {
         "checkpoint",
         "compiled",

@@ -25,6 +25,7 @@ from ..video import FORMATS, STILL_FORMATS, Clip, FrameWriter, open_writer
 from . import extend
 from .bar import Bar
 from .device import add_device, torch_device
+from .kernels import add_kernels, with_kernels
 from .latents import save_latents
 from .memory import add_memory, with_memory
 from .outputs import check_outputs, check_still, write_clip
@@ -63,6 +64,7 @@ def add_arguments(generate: argparse.ArgumentParser) -> None:
         weights.add_argument(f"--{part}", type=Path, help=f"{name}: file or official folder")
     add_device(weights)
     add_memory(weights)
+    add_kernels(weights)
     weights.add_argument("--tokenizer", type=Path, help="spiece.model, where the encoder has none")
     for option, expert in _LORAS.items():
         weights.add_argument(
@@ -133,7 +135,7 @@ class Wanted:
 
 def run(given: argparse.Namespace, bar: Bar) -> None:
     """One clip; raises before any weight is read if the input cannot work."""
-    pipeline = open_pipeline(given)
+    pipeline = with_kernels(open_pipeline(given), given)
     request = read_request(given, pipeline.defaults)
     # Before anybody is asked.
     pipeline = with_memory(pipeline, pipeline.plan(request), given.memory)

@@ -15,7 +15,7 @@ from ..pipeline import Pipeline, Plan, Request
 from ..state import tensor_digest
 
 ATTENTION = "pytorch"
-INT8 = ", keys and values in 8 bits"
+INT8 = "keys and values in 8 bits"
 
 
 def record(pipeline: Pipeline, request: Request, plan: Plan) -> Manifest:
@@ -51,7 +51,7 @@ def record(pipeline: Pipeline, request: Request, plan: Plan) -> Manifest:
         seed=request.seed,
         noise=request.noise,
         shape=shape,
-        attention=ATTENTION + (INT8 if pipeline.memory.int8 else ""),
+        attention=", ".join([*_attention(pipeline), *([INT8] if pipeline.memory.int8 else [])]),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         inputs={"noise": tensor_digest(draw_noise(shape, request.seed, request.noise))},
         texts={"positive": request.prompt, "negative": request.negative_prompt},
@@ -63,6 +63,11 @@ def record(pipeline: Pipeline, request: Request, plan: Plan) -> Manifest:
 def with_result(manifest: Manifest, latents: Tensor) -> Manifest:
     """The manifest of a run that is done: it knows its raw latents (B, C, T, h, w)."""
     return replace(manifest, result=tensor_digest(latents.float()))
+
+
+def _attention(pipeline: Pipeline) -> tuple[str, ...]:
+    changes = pipeline.kernels.changes()
+    return changes if pipeline.kernels.attention in changes else (ATTENTION, *changes)
 
 
 def _mark(checkpoint: Checkpoint) -> Mark:

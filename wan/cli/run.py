@@ -31,6 +31,7 @@ from ..workflow import (
 from .bar import Bar
 from .device import add_device, torch_device
 from .generate import Wanted, make_clip
+from .kernels import add_kernels, with_kernels
 from .memory import add_memory, with_memory
 from .plan import find_file, settled
 
@@ -63,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_device(parser)
     add_memory(parser)
+    add_kernels(parser)
     parser.add_argument("--fresh", action="store_true", help="start anew instead of going on")
 
 
@@ -95,6 +97,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     )
     if wanted.format not in MP4_FORMATS:
         raise ValueError(f"format {wanted.format} makes a folder; --set format=h264-mp4")
+    pipeline = with_kernels(pipeline, given)
     pipeline = with_memory(pipeline, pipeline.plan(request), given.memory)
     make_clip(pipeline, request, wanted, bar, loras, _is_lenient(graph))
 

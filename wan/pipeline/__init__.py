@@ -5,8 +5,19 @@ network is in memory at a time: the text encoder leaves before the high-noise ex
 low-noise expert is read at the switch, when the other one has left.
 """
 
+from .kernels import Kernels
 from .loras import LoraUse
 from .request import AUTO, Phase, Plan, Request, make_plan
 from .system import Keep, Pipeline
 
-__all__ = ["AUTO", "Keep", "LoraUse", "Phase", "Pipeline", "Plan", "Request", "make_plan"]
+__all__ = [
+    "AUTO",
+    "Keep",
+    "Kernels",
+    "LoraUse",
+    "Phase",
+    "Pipeline",
+    "Plan",
+    "Request",
+    "make_plan",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -21,6 +21,7 @@ from ..sentinel import Rung
 from ..shapes import token_grid
 from ..solvers import evaluated
 from ..transformer import EXACT, Memory, SelfAttention, Text, WanTransformer
+from ..transformer.blocks import Branch, direct
 from .request import Phase, Plan
 from .source import Source, open_source
 
@@ -41,12 +42,14 @@ class Compute:
         attention: the kernel.
         chunk: tokens worked on at a time, None for the network's own rule.
         memory: what a forward holds how.
+        through: what the branches of blocks go through.
     """
 
     dtype: torch.dtype
     attention: Attention = sdpa
     chunk: int | None = None
     memory: Memory = EXACT
+    through: Callable[[Branch], Branch] = direct
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +107,7 @@ class Networks:
 
     def ladder(self, compute: Compute) -> list[Rung]:
         """Safer ways than ``compute``: without fused attention, then in float32."""
-        slow = replace(compute, attention=plain)
+        slow = replace(compute, attention=plain, through=direct)
         rungs = [Rung(name="plain attention", build=lambda: self.velocity(slow))]
         if compute.dtype != torch.float32:
             exact = replace(slow, dtype=torch.float32)
@@ -189,7 +192,7 @@ def _set_compute(model: WanTransformer, compute: Compute) -> None:
     for module in model.modules():
         if isinstance(module, SelfAttention):
             module.attention = compute.attention
-    model.chunk, model.memory = compute.chunk, compute.memory
+    model.chunk, model.memory, model.through = compute.chunk, compute.memory, compute.through
 
 
 class Course:

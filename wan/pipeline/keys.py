@@ -40,6 +40,8 @@ def name_run(pipeline: Pipeline, request: Request, plan: Plan) -> RunKeys:
     }
     if pipeline.memory.int8:  # the other designs give the same numbers
         common["keys and values"] = "int8"
+    if pipeline.kernels.changes():
+        common["kernels"] = pipeline.kernels.changes()
 
     def name(until: int) -> str:
         phases = []

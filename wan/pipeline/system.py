@@ -37,6 +37,7 @@ from ..transformer import EXACT, Memory
 from ..vae import denormalize
 from ..video import to_uint8
 from .experts import Compute, Networks, Weights
+from .kernels import USUAL, Kernels
 from .keys import branch_points, name_run
 from .loras import LoraUse, resolve_loras
 from .request import Plan, Request, make_plan
@@ -81,6 +82,7 @@ class Pipeline:
         loras: ``high`` or ``low`` -> its LoRAs with their strengths, in the order they act.
         stream: when blocks of experts are read from disk as they run, see ``source.py``; the numbers
             are the same.
+        kernels: whose attention runs the experts, and whether their blocks are compiled.
         memory: what a forward holds how; see ``wan.cost.choose_design`` for one that fits.
     """
 
@@ -96,6 +98,7 @@ class Pipeline:
     )
     stream: str = STREAM[0]
     memory: Memory = EXACT
+    kernels: Kernels = USUAL
 
     @classmethod
     def load(  # noqa: PLR0913 - nine independent choices, each by its name
@@ -233,7 +236,10 @@ class Pipeline:
         weights = Weights(
             experts=self.experts, loras=self.loras, device=self.device, stream=self.stream
         )
-        compute = Compute(dtype=self.dtype, memory=self.memory)
+        attention, through = self.kernels.open(self.device, self.dtype)
+        compute = Compute(
+            dtype=self.dtype, attention=attention, memory=self.memory, through=through
+        )
         point = (begun or _start(request, plan)).to(self.device)
         with Networks(weights, plan, self.encode(request)) as networks:
             return sample(
