@@ -130,6 +130,9 @@ def measure(given: argparse.Namespace, frames: int, folder: Path) -> dict[str, o
     case = Case(given, frames, folder)
     with PeakRSS() as peak:
         case.both()
+    told: dict[str, object] = {"frames": frames, "peak_mb": peak.mb}
+    if not given.repeats:
+        return told
     chunks = list(case.decoded())
     ways: dict[str, Callable[[], None]] = {
         "decode": case.decode, "encode": lambda: case.encode(chunks), "both": case.both,
@@ -146,12 +149,10 @@ def measure(given: argparse.Namespace, frames: int, folder: Path) -> dict[str, o
     longer = max(best["decode"], best["encode"])
     work = sum(min(used[name]) for name in ("decode", "encode"))
     cores = len(os.sched_getaffinity(0))
-    return {
-        "frames": frames,
+    return told | {
         **{f"{name}_s": round(value, 3) for name, value in best.items()},
         "ratio": round(best["both"] / longer, 3),
         "cpu_share": round(work / (longer * cores), 3),
-        "peak_mb": peak.mb,
     }
 
 
@@ -166,7 +167,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--wait", type=float, default=0.0, metavar="MS", help="no VAE, but this")
     parser.add_argument("--format", default=FORMATS[0], choices=FORMATS)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0 for memory alone")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()

@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, interpolate, rms_norm, silu
 from ..attention import sdpa
 from ..ops import Ops, cast_like, current
 from .causal import CausalCache, conv_clip, conv_frame, conv_frames
-from .slabs import Filter, conv_rows, slabs
+from .slabs import NORM_ELEMENTS, Filter, conv_rows, slabs
 
 NORM_EPS = 1e-12
 
@@ -42,15 +42,16 @@ def _scale(x: Tensor) -> Tensor:
     return scale
 
 
-def activate(norm: ChannelNorm, x: Tensor) -> Tensor:
-    """``silu(norm(x))`` of one frame ``(B, C, H, W)``, with few passes and small temporaries."""
+def activate(norm: ChannelNorm, x: Tensor, *, used_up: bool = False) -> Tensor:
+    """``silu(norm(x))`` of one frame ``(B, C, H, W)``, with few passes and small temporaries.
+
+    ``used_up`` says that nobody needs ``x`` any more, so that the result may be written over it.
+    """
     gamma = current(norm, "gamma", x, torch.float32)
     if x.is_cuda:
         return activated_by_kernel(x, gamma)
-    if x.dtype == torch.float32:
-        return _activated(x, gamma)
-    out = torch.empty_like(x)
-    for start, stop in slabs(x.shape[2], x[:, :, 0].numel(), x.device):
+    out = x if used_up else torch.empty_like(x)
+    for start, stop in slabs(x.shape[2], x[:, :, 0].numel(), x.device, NORM_ELEMENTS):
         out[:, :, start:stop] = _activated(x[:, :, start:stop], gamma)
     return out
 
@@ -101,7 +102,7 @@ class ResidualBlock(nn.Module):
         first_norm, _, first, second_norm, _, _, second = self.residual
         skip = x if isinstance(self.shortcut, nn.Identity) else conv_frames(self.shortcut, [x])
         x = conv_frame(first, activate(first_norm, x), cache)  # type: ignore[arg-type]
-        x = activate(second_norm, x)  # type: ignore[arg-type]
+        x = activate(second_norm, x, used_up=True)  # type: ignore[arg-type]
         return conv_frame(second, x, cache).add_(skip)
 
 
@@ -167,14 +168,15 @@ class Downsample(nn.Module):
             return [x]
         past = cache.past(self.time_conv)
         if past is None:
-            cache.keep(self.time_conv, [x])
+            cache.keep(self.time_conv, x, 1)
             return [x]
         between = cache.take(self)
         if between is None:
             cache.set_aside(self, x)
             return []
-        cache.keep(self.time_conv, [x])
-        return [conv_frames(self.time_conv, [past[0].to(x.device), between, x])]
+        complete = conv_frames(self.time_conv, [past[0].to(x.device), between, x])
+        cache.keep(self.time_conv, x, 1)
+        return [complete]
 
     def _halved(self, x: Tensor) -> Tensor:
         # Padding 2 on all sides and dropping the first row and column is padding 1 at the end
@@ -211,7 +213,7 @@ class Upsample(nn.Module):
         if not self.temporal:
             return [x]
         if cache.past(self.time_conv) is None:
-            cache.keep(self.time_conv, [])
+            cache.begin(self.time_conv)
             return [x]
         return list(conv_frame(self.time_conv, x, cache).chunk(2, dim=1))
 

@@ -9,15 +9,17 @@ Shape legend: a clip is ``(B, C, T, H, W)``, a frame ``(B, C, H, W)`` in either 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import mmap
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, cat, nn
-from torch.nn.functional import conv2d
 
 from ..ops import current
-from .slabs import Filter, conv_rows, slabs
+from .slabs import Filter, conv_outputs, conv_rows, slabs
+
+_CPU = torch.device("cpu")
 
 Frames = tuple[Tensor, ...]
 
@@ -25,7 +27,9 @@ Frames = tuple[Tensor, ...]
 class CausalCache:
     """The last input frames of every causal layer of one running stream.
 
-    Frames are kept, not copied: whoever hands one over must not change it afterwards.
+    In the host's memory each layer's past has pages of its own, which later frames are copied into:
+    blocks that live long, made anew for every frame, would keep the heap between them from shrinking.
+    Elsewhere a frame is kept as it is, and whoever hands it over must not change it afterwards.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -40,13 +44,22 @@ class CausalCache:
         """Input frames that ``layer`` keeps, oldest first; None before its first one."""
         return self._past.get(layer)
 
-    def keep(self, layer: nn.Module, frames: Sequence[Tensor]) -> None:
-        """Make ``frames`` the past of ``layer``."""
-        held = tuple(f if self._device is None else f.to(self._device) for f in frames)
+    def begin(self, layer: nn.Module) -> None:
+        """Let ``layer`` have an empty past: its first frame came, and is not to be seen again."""
+        self._past[layer] = ()
+
+    def keep(self, layer: nn.Module, frame: Tensor, length: int) -> None:
+        """Make ``frame`` the newest of the ``length`` frames that ``layer`` sees of its past.
+
+        A tensor that :meth:`past` gave before may hold other numbers afterwards.
+        """
+        past, device = self._past.get(layer, ()), self._device or frame.device
         if self._watching and not self.moved:
-            before = self._past.get(layer, ())
-            self.moved = len(before) != len(held) or not all(map(torch.equal, before, held))
-        self._past[layer] = held
+            seen = pairwise((*past, frame.to(device)))
+            self.moved = len(past) < length or not all(torch.equal(a, b) for a, b in seen)
+        if device == _CPU:
+            frame = (past[0] if len(past) == length else _pages_like(frame)).copy_(frame)
+        self._past[layer] = (*past, frame.to(device))[-length:]
 
     def set_aside(self, layer: nn.Module, frame: Tensor) -> None:
         """Let ``frame`` wait for the next one, which ``layer`` takes it with."""
@@ -64,6 +77,15 @@ class CausalCache:
     def nbytes(self) -> int:
         """Bytes held: constant in the length of the clip."""
         return sum(f.numel() * f.element_size() for past in self._past.values() for f in past)
+
+
+def _pages_like(frame: Tensor) -> Tensor:
+    """Memory for a frame of the same shape and order, straight from the system and back to it."""
+    pages = mmap.mmap(-1, frame.numel() * frame.element_size())
+    flat, (batch, channels, height, width) = torch.frombuffer(pages, dtype=frame.dtype), frame.shape
+    if channels_last(frame):
+        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(frame.shape)
 
 
 def conv_clip(conv: Any, x: Tensor) -> Tensor:
@@ -88,11 +110,12 @@ def conv_frame(conv: Any, x: Tensor, cache: CausalCache) -> Tensor:
     Returns:
         ``(B, C_out, H_out, W_out)``.
     """
-    frames = [x]
-    if context := conv.kernel_size[0] - 1:
-        frames = [*(f.to(x.device) for f in cache.past(conv) or ()), x]
-        cache.keep(conv, frames[-context:])
-    return conv_frames(conv, frames)
+    context = conv.kernel_size[0] - 1
+    past = (cache.past(conv) or ()) if context else ()
+    out = conv_frames(conv, [*(f.to(x.device) for f in past), x])
+    if context:
+        cache.keep(conv, x, context)
+    return out
 
 
 def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
@@ -127,8 +150,8 @@ def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
     else:
         x = torch.stack(frames, dim=2).flatten(1, 2)
         weight = weight.flatten(1, 2)
-    frames.clear()  # nothing but the joined one is held while the convolution runs
-    return conv2d(x, weight, bias, padding=conv.padding[1:])
+    frames.clear()  # beside the past only the joined one is held while the convolution runs
+    return conv_outputs(Filter(weight, bias, conv.padding[1:]), x)
 
 
 def channels_last(frame: Tensor) -> bool:

@@ -51,8 +51,9 @@ class MemoryBlock(nn.Module):
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
         """Map the next frame ``(B, dim, H, W)`` to one of the same shape."""
         (before,) = cache.past(self) or (torch.zeros_like(x),)
-        cache.keep(self, [x])
-        out: Tensor = self.conv(torch.cat([x, before], dim=1))
+        joined = torch.cat([x, before], dim=1)
+        cache.keep(self, x, 1)
+        out: Tensor = self.conv(joined)
         return out.add_(x).relu_()
 
 
