@@ -55,7 +55,7 @@ def test_a_hidden_state_on_the_host_changes_no_bit_of_a_run(latents) -> None:
 
 def test_only_designs_that_change_numbers_are_runs_of_their_own(tiny, request_: Request) -> None:
     plan = tiny.plan(request_)
-    exact, int8, host, both = (
+    exact, host, int8, both = (
         name_run(replace(tiny, memory=memory), request_, plan).run for memory in DESIGNS.values()
     )
     assert exact == host != int8 == both
@@ -71,8 +71,8 @@ def rungs(tiny: Pipeline, request_: Request, device: str) -> list[str]:
 def test_where_memory_runs_out_the_designs_are_the_last_rungs(tiny, request_: Request) -> None:
     inexact = "(near the exact numbers, not equal to them)"
     assert rungs(tiny, request_, "cuda")[2:] == [
-        f"keys and values in 8 bits {inexact}",
         "the hidden state in main memory (the same numbers)",
+        f"keys and values in 8 bits {inexact}",
         f"the hidden state in main memory and keys and values in 8 bits {inexact}",
     ]
     assert rungs(tiny, request_, "cpu")[2:] == [f"keys and values in 8 bits {inexact}"]

@@ -214,5 +214,5 @@ def test_with_gradients_everything_is_kept_as_it_comes() -> None:
 
 
 def test_designs_are_named_for_what_they_give_up() -> None:
-    assert list(DESIGNS) == ["exact", "int8", "host", "int8+host"]
+    assert list(DESIGNS) == ["exact", "host", "int8", "int8+host"]
     assert all(memory.name == name for name, memory in DESIGNS.items())

@@ -80,9 +80,9 @@ DESIGNS = {
     memory.name: memory
     for memory in (
         EXACT,
-        Memory(int8=True),
         Memory(hidden_on=_HOST),
+        Memory(int8=True),
         Memory(int8=True, hidden_on=_HOST),
     )
 }
-"""The designs by name, in the order in which they are tried where memory is short."""
+"""The designs by name, in the order in which they are tried where memory is short: exact ones first."""
