@@ -82,7 +82,7 @@ def test_all_of_it_works_under_a_name_with_spaces_and_dots(unpacked, checkout, f
         assert "nodes" in json.loads(fetched(host, f"{templates}/wan_tiny_t2v.json"))
         assert fetched(host, f"{templates}/wan_tiny_t2v.jpg")[:2] == b"\xff\xd8"
         for outside in ("/..%2f__init__.py", "/docs/..%2f..%2f__init__.py", "/docs", "/gone.js"):
-            with pytest.raises(HTTPError, match="40[34]"):
+            with pytest.raises(HTTPError, match=r"40[34]"):
                 fetched(host, f"/extensions/{quote(folder)}{outside}")
 
 
