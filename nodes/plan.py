@@ -10,7 +10,7 @@ from ..wan.cost import forecast_lines
 from ..wan.plan import describe
 from .checks import RARE, CheckedNode
 from .host import compat
-from .host.forecast import forecast_run
+from .host.forecast import attention_line, forecast_run
 from .host.latent import fit_latent
 from .host.picture import as_image, draw_plan
 from .trajectory import CATEGORY
@@ -67,5 +67,6 @@ class WanExpertsPlan(CheckedNode):
         """Compute and show."""
         samples = fit_latent(guider.model_patcher, latent)
         plan, forecast = forecast_run(guider, sampler, sigmas, samples, time_it=time_a_block)
-        text = "\n".join([describe(plan), *forecast_lines(forecast)])
+        lines = [*forecast_lines(forecast), attention_line(guider.models)]
+        text = "\n".join([describe(plan), *lines])
         return io.NodeOutput(text, as_image(draw_plan(plan)), ui=ui.PreviewText(text))

@@ -28,6 +28,8 @@ from ...wan.plan import RunPlan, describe
 from ...wan.shapes import LatentShape, token_grid
 from ...wan.solvers import SOLVERS
 from .designs import design_of_run
+from .interrupt import ATTENTION
+from .manifest import attention_name
 from .model import sampling_of
 from .sampling import WanSampling
 
@@ -84,14 +86,27 @@ def forecast_run(
 def plan_text(
     guider: Any, sampler: Any, sigmas: Tensor, samples: Tensor, *, time_it: bool = False
 ) -> str:
-    """:func:`forecast_run` in words; of MODELs that nothing can be foretold of, the plan alone."""
+    """:func:`forecast_run` in words; of MODELs that nothing can be foretold of, the plan alone.
+
+    Raises:
+        ValueError: the guider is none of ours.
+    """
     try:
         plan, forecast = forecast_run(guider, sampler, sigmas, samples, time_it=time_it)
     except (ValueError, RuntimeError) as error:
         if not hasattr(guider, "plan_run"):
             raise
         return f"{describe(guider.plan_run(sigmas))}\nno forecast: {error}"
-    return "\n".join([describe(plan), *forecast_lines(forecast)])
+    return "\n".join([describe(plan), *forecast_lines(forecast), attention_line(guider.models)])
+
+
+def attention_line(models: tuple[Any, ...]) -> str:
+    """Whose attention runs: ComfyUI's, or what patches on MODELs put in its place."""
+    inside = [model.model_options.get("transformer_options", {}) for model in models]
+    patches = [options[ATTENTION] for options in inside if options.get(ATTENTION) is not None]
+    names = dict.fromkeys(getattr(p, "__qualname__", type(p).__name__) for p in patches)
+    own = f"attention: ComfyUI's {attention_name()}"
+    return f"{own}; on MODELs in its place {', '.join(names)}" if names else own
 
 
 def remember(guider: Any, samples: Tensor, seconds_per_call: float | None) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from ...wan.plan import RunPlan
 from ...wan.state import tensor_digest
 from ...wan.transformer import Memory
+from .ahead import Ahead
 from .designs import design_of_run
 from .ladder import Ladder
 from .manifest import record_run
@@ -54,6 +55,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         self._stage = self._running = 0
         self._ready: set[comfy.samplers.CFGGuider] = set()
         self._inputs: RunInputs | None = None
+        self._ahead = Ahead()
         self._origins: Sequence[str | None] = (None,) * len(self._models)
         self._resume = AUTO
         self._run: HostRun | None = None
@@ -144,6 +146,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
             self._run = HostRun(start, ladder, resume=self._resume)
             yield self._run
         finally:
+            self._ahead.close()
             self.told = () if self._run is None else self._run.told
             self.model_patcher = self._models[0]
             self.model_options = self.model_patcher.model_options
@@ -239,9 +242,20 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
         if due != self._running:
             log.info("switching to the %s stage", self._plan.stages[due].name)
             if guider is not self._guiders[self._running]:
+                self._ahead.close()
                 self._bring(guider)
         self._stage = self._running = due  # not before: where memory ran out it is loaded again
+        self._look_ahead(sigma)
         return guider
+
+    def _look_ahead(self, sigma: float) -> None:
+        """In the last step of a stage, have the file of the next one read; after it, no more."""
+        assert self._plan is not None
+        coming = self._guiders.get(self._stage + 1)
+        steps = self._plan.steps_of(self._stage)
+        last = steps and sigma <= 1.000001 * float(self._plan.schedule.sigmas[steps[-1]])
+        if last and coming is not None and coming not in self._ready:
+            self._ahead.tell(coming.model_patcher.model)
 
     def _turn_back(self) -> None:
         """Let any stage of this run be due again: a step is done again, which may have ended in a later one."""

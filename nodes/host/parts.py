@@ -31,6 +31,7 @@ from ...wan.text import UMT5Encoder, check_vocabulary
 from ...wan.transformer import WanTransformer
 from ...wan.vae import WanVAE
 from . import files
+from .ahead import SPANS, spans_of
 from .model import build_model
 from .quant import META
 from .text import build_clip
@@ -97,6 +98,7 @@ def load_expert(checkpoint: Checkpoint) -> Any:
         checkpoint.quants,
     )
     patcher.model.wan_mark = _mark(checkpoint)
+    setattr(patcher.model, SPANS, spans_of(checkpoint.tensors))
     return patcher
 
 

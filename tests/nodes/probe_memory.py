@@ -8,12 +8,25 @@ of this repository.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 
 import comfy.model_management as mm
 import comfy.sampler_helpers
 import torch
 
 META = torch.device("meta")
+_advise = os.posix_fadvise
+
+
+def logged_advice(fd, begin, nbytes, advice):
+    """The system's advice, with a line in the log."""
+    name = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+    logging.info("probe: advised %s from %d, %d bytes, %d", name, begin, nbytes, advice)
+    return _advise(fd, begin, nbytes, advice)
+
+
+os.posix_fadvise = logged_advice
 SHAPE = [1, 16, 3, 6, 8]
 
 

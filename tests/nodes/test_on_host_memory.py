@@ -1,15 +1,21 @@
-"""Both experts on a small device: never together unless they fit, and back into their files, not into memory."""
+"""Both experts on a small device: never together unless they fit, back into their files, not into memory.
+
+And the file of the next one is read while the last step before it runs.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from wanexperts.wan.config import TransformerConfig
+from wanexperts.wan.files import read_header
 from wanexperts.wan.transformer import WanTransformer
 
 from . import random_weights as files
-from .graphs import LOADER, base_graph, node
+from .graphs import LOADER, SAMPLER, STEPS, base_graph, node
 
 pytestmark = pytest.mark.comfy
 LARGE = TransformerConfig(dim=512, ffn_dim=2048, num_heads=4, num_layers=4, text_dim=64)
@@ -65,3 +71,29 @@ def test_experts_share_a_device_only_if_both_fit(host, room):
 
 def test_patched_weights_go_back_to_their_file_too(host):
     assert shares(host, 1.5, (files.HIGH, files.LOW), files.LORA)[1] > 0.9
+
+
+def steps_and_advice(host, **sampling) -> list[str]:
+    graph = base_graph(**sampling)
+    for label, slot in (("high", 0), ("low", 1)):
+        graph[label] = node("WanProbeSteps", model=(LOADER, slot), label=label, seconds=0.05)
+        graph[SAMPLER]["inputs"][f"model_{label}_noise"] = [label, 0]
+    before = len(host.log.read_text())
+    host.run(graph)
+    lines = host.log.read_text()[before:].splitlines()
+    told = [line.partition("probe: ")[2] for line in lines if "probe: " in line]
+    return [
+        line for index, line in enumerate(told) if line not in told[:index]
+    ]  # two prompts a step
+
+
+def test_the_next_file_is_read_during_the_last_step_before_it(host):
+    told = steps_and_advice(host, switch="step", switch_step=3)
+    infos = read_header(host.base / "models" / files.DIFFUSION_MODELS / files.LOW).tensors.values()
+    first = min(info.begin for info in infos)
+    nbytes = max(info.begin + info.nbytes for info in infos) - first
+    advice = f"advised {files.LOW} from {first}, {nbytes} bytes, {os.POSIX_FADV_WILLNEED}"
+    assert told.count(advice) == 1
+    assert told.index("high ran step 1") < told.index(advice) < told.index("low ran step 3")
+    told.remove(advice)
+    assert told == [f"{'high' if step < 3 else 'low'} ran step {step}" for step in range(STEPS)]

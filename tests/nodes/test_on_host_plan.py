@@ -199,3 +199,13 @@ def test_motion_has_three_phases_and_needs_its_model(host):
     assert [part for part, _ in steps] == ["motion"] + ["high noise"] * 3 + ["low noise"] * 4
     with pytest.raises(RuntimeError, match="has no phase for model_motion; disconnect it"):
         sampled(host, noise_seed=next(_seed), preset="lightning", model_motion=(LOADER, 0))
+
+
+def test_the_plan_says_whose_attention_runs(host):
+    graph = planned_graph(node("KSamplerSelect", sampler_name="euler"), ours())
+    assert re.search(r"^attention: ComfyUI's \w+$", told(host, graph), re.MULTILINE)
+    graph["84"] = node("WanProbePatch", model=(LOADER, 1), kind="attention")
+    graph[GUIDER]["inputs"]["model_low_noise"] = ["84", 0]
+    assert re.search(
+        r"attention: ComfyUI's \w+; on MODELs in its place no_attention", told(host, graph)
+    )
