@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .compile import WanExpertsCompile
 from .conditioning import WanExpertsEmptyLatent, WanExpertsTextEncode
 from .decode import WanExpertsDecode, WanExpertsDecodeToVideo
 from .host.files import offer_bundled_weights
@@ -31,6 +32,7 @@ class WanExpertsExtension(ComfyExtension):
             WanExpertsTextEncoderLoader,
             WanExpertsVAELoader,
             WanExpertsLora,
+            WanExpertsCompile,
             WanExpertsTextEncode,
             WanExpertsEmptyLatent,
             WanExpertsSampler,

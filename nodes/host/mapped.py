@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import comfy.model_management as mm
@@ -23,10 +23,11 @@ FILED = "wan_filed"
 class FromFile(TorchFunctionMode):
     """While active, a weight that is sent to the CPU comes from its file, not from where it is."""
 
-    def __init__(self, filed: Mapping[int, Tensor]) -> None:
-        """``filed``: the ``id`` of a loaded weight -> what lies in the file."""
+    def __init__(self, filed: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """``filed``: loaded weights, each with what lies in the file."""
         super().__init__()
-        self._filed = filed
+        # Told apart by ``id``, which no other tensor gets while the weight is held here.
+        self._filed = {id(loaded): (loaded, file) for loaded, file in filed}
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -35,7 +36,7 @@ class FromFile(TorchFunctionMode):
         # The keys first: most calls have nothing to do with weights.
         if func is torch.Tensor.to and id(args[0]) in self._filed:
             device, dtype, *_ = torch._C._nn._parse_to(*args[1:], **(kwargs or {}))
-            filed = self._filed[id(args[0])]
+            _, filed = self._filed[id(args[0])]
             if device == filed.device and dtype in (None, filed.dtype):
                 return filed
         return func(*args, **(kwargs or {}))
@@ -62,16 +63,16 @@ class MappedPatcher(comfy.model_patcher.ModelPatcher):
         with FromFile(self._filed()):
             return super().partially_unload(*given, **options)
 
-    def _filed(self) -> dict[int, Tensor]:
-        """Loaded weights that are as in the file, by ``id``."""
+    def _filed(self) -> list[tuple[Tensor, Tensor]]:
+        """Loaded weights that are as in the file, each with what lies there."""
         filed: Mapping[str, Tensor] = getattr(self.model, FILED, {})
         changed = {*self.backup, *self.hook_backup}
         loaded = {key: comfy.utils.get_attr(self.model, key) for key in filed if key not in changed}
-        return {
-            id(weight): filed[key]
+        return [
+            (weight, filed[key])
             for key, weight in loaded.items()
             if weight.device != filed[key].device
-        }
+        ]
 
     def pin_weight_to_device(self, key: str) -> None:
         """Pin a copy; where that fails the mapped weight stays."""

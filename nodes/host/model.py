@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -14,11 +15,10 @@ import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import attention_pytorch, optimized_attention
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
-from einops import rearrange
 from torch import Tensor
 
+from ...wan.compiled import Apart
 from ...wan.config import (
     I2V_A14B_SAMPLING,
     T2V_A14B,
@@ -28,10 +28,11 @@ from ...wan.config import (
 from ...wan.cost import Expert, step_bytes
 from ...wan.quant import Quant
 from ...wan.shapes import LatentShape, token_grid
-from ...wan.transformer import EXACT, Memory, Text, Tokens, WanTransformer
+from ...wan.transformer import EXACT, Memory, SelfAttention, Text, Tokens, WanTransformer
+from ...wan.transformer.blocks import Branch
 from . import compat
+from .attention import HostAttention, adds_bias
 from .held import held
-from .interrupt import ATTENTION, check_interrupted, goes_through
 from .mapped import settle
 from .patches import changed_at_use, patch_at_use
 from .quant import (
@@ -59,23 +60,6 @@ TEXT_ROWS = "wan_text_rows"
 """Under this name ComfyUI asks for memory with the rows of each conditioning."""
 
 
-class HostAttention:
-    """ComfyUI's attention, with the options of the call under way."""
-
-    def __init__(self) -> None:
-        """Start without options; :class:`HostTransformer` sets them for each forward."""
-        self.options: dict[str, Any] = {}
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``(B, L, N, D)`` each to ``(B, L, N * D)``; ends here if the user asked for it."""
-        check_interrupted()
-        length, heads = q.shape[1:3]
-        q, k, v = (rearrange(t, "b l n d -> b l (n d)") for t in (q, k, v))
-        # Not every backend takes the argument, so none gets it without need.
-        mask = {} if bias is None else {"mask": bias.expand(length, -1)}
-        return optimized_attention(q, k, v, heads=heads, transformer_options=self.options, **mask)
-
-
 class HostTransformer(WanTransformer):
     """:class:`WanTransformer` with ComfyUI's call, layers, attention, wrappers and block patches."""
 
@@ -93,8 +77,22 @@ class HostTransformer(WanTransformer):
         super().__init__(
             config, ops=operations, attention=attention, make=held, device=device, dtype=dtype
         )
-        self._attention = attention
+        self._attention, self._apart = attention, Apart(attention)
         self.readings = Readings()
+
+    @contextmanager
+    def going(self, through: Callable[[Branch], Branch]) -> Iterator[None]:
+        """While branches go through a compiler, which attention stays out of."""
+        before, self.through = self.through, through
+        layers = [layer for layer in self.modules() if isinstance(layer, SelfAttention)]
+        for layer in layers:
+            layer.attention = self._apart
+        try:
+            yield
+        finally:
+            self.through = before
+            for layer in layers:
+                layer.attention = self._attention
 
     def read_whole(self, context: Tensor, dtype: torch.dtype) -> Text:
         """A prompt with all its rows, which every attention backend can do; see :meth:`read`."""
@@ -131,7 +129,7 @@ class HostTransformer(WanTransformer):
         context = self._cut(context)
         self._check(x)
         grid = token_grid(*x.shape[2:])
-        text = self.readings.of(self, context, x.dtype, few=_adds_bias(options))
+        text = self.readings.of(self, context, x.dtype, few=adds_bias(options))
         hidden, time, tokens = self.embed(x, timestep, text, grid)
         self._attention.options = options
         try:
@@ -174,16 +172,6 @@ class HostTransformer(WanTransformer):
         if context.shape[1] > limit:
             log.warning("text of %d rows cut to the %d the model reads", context.shape[1], limit)
         return context[:, :limit]
-
-
-def _adds_bias(options: Mapping[str, Any]) -> bool:
-    """Whether attention adds a bias to its scores, and nobody counts the rows of the text.
-
-    Other backends and overrides may drop one without a word.
-    """
-    looked_at = options.get("patches_replace", {}).get("dit")
-    native = optimized_attention is attention_pytorch and goes_through(options.get(ATTENTION))
-    return native and not looked_at
 
 
 class HostModel(comfy.model_base.WAN21):
@@ -237,7 +225,7 @@ class HostModel(comfy.model_base.WAN21):
         """As every model's, and the rows whose keys and values may be kept of a text (:mod:`.readings`)."""
         shapes: dict[str, Any] = super().extra_conds_shapes(**conds)
         text = conds.get("cross_attn")
-        if text is not None and _adds_bias({}):
+        if text is not None and adds_bias({}):
             shapes[TEXT_ROWS] = [kept_rows(text, self.diffusion_model.config.text_len)]
         return shapes
 

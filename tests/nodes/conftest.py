@@ -30,6 +30,7 @@ def host(request: pytest.FixtureRequest, random_models: Path) -> Iterator[comfy_
     """A server with our pack and the random files."""
     probes = [
         HERE / "probe_nodes.py",
+        HERE / "probe_compiled.py",
         HERE / "probe_memory.py",
         HERE / "probe_models.py",
         HERE / "probe_plan.py",

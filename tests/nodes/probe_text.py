@@ -21,7 +21,7 @@ SIGMAS = torch.tensor([1.0, 0.9, 0.6, 0.3, 0.0])
 @contextlib.contextmanager
 def pytorch_attention(model, wanted):
     """As on most GPUs, where ComfyUI runs PyTorch's attention."""
-    home = sys.modules[type(model.model).__module__]
+    home = sys.modules[type(model.model.diffusion_model._attention).__module__]
     before = home.optimized_attention
     home.optimized_attention = attention_pytorch if wanted else before
     try:

@@ -286,6 +286,9 @@ def _model(workflow: Workflow, node: Node, name: str) -> ModelUse:
             loras[:0] = _lora(workflow, found, *names)
             source = workflow.source(found, part)
             continue
+        if found.kind == "WanExpertsCompile":  # here --compile asks for it
+            source = workflow.source(found, part)
+            continue
         if found.kind == "LoraLoaderModelOnly":
             loras[:0] = _lora(workflow, found, "lora_name", "strength_model")
         source = workflow.source(found, "model")

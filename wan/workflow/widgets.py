@@ -24,6 +24,7 @@ WIDGETS: dict[str, tuple[str, ...]] = {
         *_SWITCH, *_MORE, "preset",
         "noise", "resume",
     ),
+    "WanExpertsCompile": (),
     "WanExpertsPlan": ("time_a_block",),
     "WanExpertsGuider": (*_EXPERTS, "sigma_shift", *_SWITCH, *_MORE, "resume"),
     "WanExpertsNoise": ("noise_seed", NOT_NAMED, "layout"),
