@@ -295,7 +295,7 @@ REFUSED = {
     "outside": ("/etc/passwd", "auto", {}, "is not in the loras folders"),
     "foreign": (loras.FOREIGN, "none", {}, "is a LoRA of another network"),
     "damaged": (loras.BROKEN, "none", {}, "broken.safetensors is truncated"),
-    "strength": (loras.HIGH, "auto", {"strength_low_noise": 1000.0}, "bigger than max"),
+    "strength": (loras.HIGH, "auto", {"strength_low_noise": 1000.0}, "is not within -100 to 100"),
 }
 
 

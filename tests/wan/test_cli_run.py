@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from wanexperts.wan.checkpoint import find_parts
 from wanexperts.wan.cli import main
 from wanexperts.wan.guidance import Guidance
-from wanexperts.wan.pipeline import Phase, Pipeline, Request
+from wanexperts.wan.pipeline import Phase, Pipeline, Plan, Request
 from wanexperts.wan.switch import Switch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,13 +130,15 @@ def test_three_stages_of_which_one_has_no_lora_become_phases(tmp_path: Path, mon
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "a.safetensors").touch()
     seen: dict[str, Any] = {}
+    really_plan = Pipeline.plan
 
     def stop(self: Pipeline, uses: Any, **_: Any) -> Pipeline:
         seen["loras"] = uses
         raise ValueError("seen")
 
-    def plan(self: Pipeline, request: Request) -> None:
+    def plan(self: Pipeline, request: Request) -> Plan:
         seen["request"] = request
+        return really_plan(self, request)
 
     monkeypatch.setattr(Pipeline, "with_loras", stop)
     monkeypatch.setattr(Pipeline, "plan", plan)
