@@ -6,7 +6,8 @@ A random 1.3B-shaped bfloat16 expert is written once. Memory: every way loads th
 forward in a process of its own; its peaks are above what is resident after the imports. ``anonymous``
 is what no file backs, ``resident`` the high-water mark with pages of mapped files. Seconds: forwards
 of the first ``--timed`` blocks in one process, whose ways take turns: resident weights, and
-streamed ones with the file in the system's memory and with the file dropped from it before;
+streamed ones with the file in the system's memory and with the file dropped from it before, the
+text read before the first turn that counts, as in all but the first forwards of a run;
 ``slower`` by the clock, ``slower_cpu`` by the time of all threads, which other work on the machine
 disturbs less. One JSON line.
 """
@@ -30,7 +31,7 @@ from wan.checkpoint import load_transformer, open_checkpoint
 from wan.checkpoint.ring import Ring
 from wan.checkpoint.stream import block_loads, load_streamed
 from wan.shapes import token_grid
-from wan.transformer import Text, WanTransformer
+from wan.transformer import WanTransformer
 
 from .block import call, comfy_model, diffusers_model, inputs, our_model
 from .checkout import environment
@@ -116,14 +117,12 @@ def seconds(path: Path, layers: int, rounds: int) -> dict[str, object]:
     outs = {}
     with ring, torch.inference_mode():
         texts = {name: model.read(context, DTYPE) for name, model in networks.items()}
-
         for number in range(rounds + 1):
             for name, key in ORDER[number % len(ORDER) :] + ORDER[: number % len(ORDER)]:
                 if name.endswith("cold"):
                     drop(path)
-                text = Text(texts[key].rows, texts[key].bias, {})
                 start, before = time.perf_counter(), time.process_time()
-                outs[name] = networks[key](x, at, text)
+                outs[name] = networks[key](x, at, texts[key])
                 if number:
                     found.setdefault(name, []).append(time.perf_counter() - start)
                     busy.setdefault(name, []).append(time.process_time() - before)

@@ -27,7 +27,7 @@ from wanexperts.wan.pipeline.source import Streamed, Whole, check_stream, open_s
 from wanexperts.wan.sampling import Progress
 from wanexperts.wan.solvers import evaluated
 from wanexperts.wan.switch import Switch
-from wanexperts.wan.transformer import WanTransformer
+from wanexperts.wan.transformer import Text, WanTransformer
 
 CPU = torch.device("cpu")
 CONFIG = replace(EXPERT, dim=256, num_heads=2, num_layers=4)
@@ -162,6 +162,35 @@ def test_a_block_has_its_weights_only_while_it_runs(tmp_path: Path, state) -> No
         assert {name: value.data_ptr() for name, value in model.named_parameters()} == mapped
         places = [(s.buffer.data_ptr(), s.buffer.nbytes) for s in ring._slots]
         assert any(begin <= inside[0] < begin + size for begin, size in places)
+
+
+def test_weights_that_read_a_text_stay_on_disk_once_it_is_read(tmp_path: Path, state) -> None:
+    path = as_bf16(tmp_path, state)
+    loads = block_loads(open_checkpoint(path), CPU)
+    resident = load_transformer(path, dtype=BF16)
+    sizes = {key: value.numel() * BF16.itemsize for key, value in state.items() if "blocks." in key}
+    readers = ("cross_attn.k.", "cross_attn.v.", "cross_attn.norm_k.")
+    rest = sum(size for key, size in sizes.items() if key.split(".", 2)[2].startswith(readers))
+    x, at, context = inputs()
+
+    with Ring(max(load.nbytes for load in loads), CPU) as ring, torch.no_grad():
+        streamed, _ = load_streamed(path, loads, ring, CPU, BF16)
+
+        def forward(text: Text, other: Text) -> int:
+            """Bytes read by it and for the first block after it."""
+            before = ring.read
+            assert torch.equal(streamed(x.to(BF16), at, text), resident(x.to(BF16), at, other))
+            until = time.monotonic() + 10
+            while not all(slot.ready for slot in ring._slots) and time.monotonic() < until:
+                time.sleep(0.001)
+            return ring.read - before
+
+        texts = [(streamed.read(c, BF16), resident.read(c, BF16)) for c in (context, context + 1)]
+        first = forward(*texts[0])
+        assert first > sum(sizes.values())
+        forward(*texts[0])  # the first block had come whole
+        assert forward(*texts[0]) == sum(sizes.values()) - rest
+        assert forward(*texts[1]) >= sum(sizes.values())  # another text is read
 
 
 def _three_blocks(folder: Path) -> dict[str, Path]:

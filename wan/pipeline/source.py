@@ -142,7 +142,8 @@ class Streamed:
 
     def expect(self, name: str | None) -> None:
         """Let the ring go on with the blocks of ``name``, and read what lies outside its blocks."""
-        self._stream.after = self._loads[name] if name is not None else ()
+        following = self._loads[name] if name is not None else ()
+        self._stream.after = None if name == self._name else following
         if name not in (None, self._name) and name not in self._ahead:
             self._ahead[name] = ReadAhead(in_order(self._experts[name], blocks=False))
 

@@ -224,6 +224,10 @@ class CrossAttention(SelfAttention):
 
         return branch
 
+    def has_read(self, text: Text) -> bool:
+        """Whether keys and values of this text are kept, so that the weights that make them rest."""
+        return text.kept is not None and self in text.kept
+
     def _kept(self, text: Text) -> tuple[Tensor, Tensor]:
         """Keys and values of the text rows."""
         if text.kept is not None and self in text.kept:
