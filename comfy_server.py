@@ -98,7 +98,7 @@ class Host:
         helpers = [str(path) for path in HELPERS if path.is_dir()]
         old = [os.environ["PYTHONPATH"]] if "PYTHONPATH" in os.environ else []
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(helpers + old)}
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:  # so that it may be cut while the server writes
             self._process = subprocess.Popen(
                 self._command(port), cwd=self.checkout, env=environment, stdout=log, stderr=log
             )

@@ -1,13 +1,14 @@
 """The VAE frame by frame: seconds and memory beside diffusers, ComfyUI and bare convolutions.
 
     python benchmarks/vae_stream.py [--comfyui FOLDER ...] [--dtypes float32 bfloat16] [--latent 8 14]
-        [--directions decode encode] [--frames 17 33 81] [--rounds 5] [--ways ours diffusers]
-        [--out results.jsonl]
+        [--directions decode encode] [--frames 17 33 81] [--rounds 5] [--processes 3]
+        [--ways ours diffusers] [--out results.jsonl]
 
 One random VAE of the published sizes (dim 96) is written once per dtype and mapped by all ways, each
-in a process of its own. Decoded frames become uint8 as they come. Memory is measured in a fresh
-process per length. Then one process per way stays, and the ways take turns, so that other work on
-the machine meets all alike. One JSON line per way:
+in a process of its own. Decoded frames become uint8 as they come. Memory is measured per length in
+fresh processes, ``--processes`` of them: their median, and ``spread``, the smallest and the largest.
+Then one process per way stays, and the ways take turns, so that other work on the machine meets all
+alike. One JSON line per way:
 
 - ``seconds``: per latent frame, time of the one thread that works (waiting for a processor does not
   count), of a clip of the first of ``--frames``; median of the rounds, and ``spread``, the smallest
@@ -288,15 +289,28 @@ def compare(
     lines: list[dict[str, object]] = [dict(way.told) for way in ways]
     for line, way in zip(lines, ways, strict=True):
         for name, malloc in (("peak_mb", {}), ("in_use_mb", GIVE_BACK)):
-            peaks: dict[str, float] = {}
-            for frames in given.frames:
-                worker = Worker(given, way, one(way), malloc)
-                peaks[str(frames)] = worker.ask("peak", frames)
-                worker.end()
-            line[name] = peaks
+            found = {
+                str(frames): _peaks(given, way, one(way), malloc, frames) for frames in given.frames
+            }
+            line[name] = {frames: median(peaks) for frames, peaks in found.items()}
+            line[f"{name[:-3]}_spread"] = {
+                f: [min(peaks), max(peaks)] for f, peaks in found.items()
+            }
     if given.rounds:
         _take_turns(given, [Worker(given, way, one(way), {}) for way in ways], lines)
     return [{"direction": direction, "dtype": dtype, **line} for line in lines]
+
+
+def _peaks(
+    given: argparse.Namespace, way: Way, one: list[str], malloc: dict[str, str], frames: int
+) -> list[float]:
+    """Of fresh processes."""
+    peaks = []
+    for _ in range(given.processes):
+        worker = Worker(given, way, one, malloc)
+        peaks.append(worker.ask("peak", frames))
+        worker.end()
+    return peaks
 
 
 def _take_turns(
@@ -334,6 +348,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--directions", nargs="+", default=["decode"])
     parser.add_argument("--rounds", type=int, default=5, help="0 for memory alone")
+    parser.add_argument("--processes", type=int, default=3, help="that each peak is measured in")
     parser.add_argument("--ways", nargs="+", help="some of them")
     parser.add_argument("--comfyui", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, help="lines are added to it")

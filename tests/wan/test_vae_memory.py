@@ -41,7 +41,7 @@ COMMON = """
             if line.startswith(field + ":"):
                 return int(line.split()[1])
 
-    HEIGHT = WIDTH = 96
+    HEIGHT = WIDTH = 64
     latents = torch.randn(1, 16, latent_frames(frames), HEIGHT // 8, WIDTH // 8)
 
     def chunks():
