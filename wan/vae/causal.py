@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, cat, nn
+from torch.nn.functional import conv2d
 
 from ..ops import current
-from .slabs import Filter, conv_outputs, conv_rows, slabs
+from .slabs import Filter, conv_rows, slabs
 
 _CPU = torch.device("cpu")
 
@@ -151,7 +152,7 @@ def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
         x = torch.stack(frames, dim=2).flatten(1, 2)
         weight = weight.flatten(1, 2)
     frames.clear()  # beside the past only the joined one is held while the convolution runs
-    return conv_outputs(Filter(weight, bias, conv.padding[1:]), x)
+    return conv2d(x, weight, bias, padding=conv.padding[1:])
 
 
 def channels_last(frame: Tensor) -> bool:

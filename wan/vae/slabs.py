@@ -2,7 +2,6 @@
 
 A convolution over the past and the present wants them joined, and one over an enlarged frame wants
 it enlarged: three and four times the frame. A slab of either gives the same numbers for its rows.
-Where the weights are what is large, a convolution makes some channels at a time.
 """
 
 from __future__ import annotations
@@ -14,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-SLAB_ELEMENTS = {"cpu": 1 << 19}
-"""Elements of a convolution's slab by kind of device: 2 MiB of float32 stay near the processor."""
+SLAB_ELEMENTS = {"cpu": 1 << 21}
+"""Elements of a convolution's slab by kind of device: in smaller ones its weights, which are put in
+order for each, cost more than the memory is worth."""
 NORM_ELEMENTS = {"cpu": 1 << 16}
 """The same of a norm's, which computes in float32 and has no rows to share between slabs."""
 WIDE_SLAB_ELEMENTS = 1 << 26
@@ -31,12 +31,6 @@ class Filter:
     padding: tuple[int, int]
 
 
-WEIGHT_ELEMENTS = {"cpu": 1 << 20}
-"""Weights that a convolution takes at a time: its kernel copies them into an order of its own."""
-_CHANNELS = 16
-"""What kernels compute at once."""
-
-
 def slabs(
     height: int, row: int, device: torch.device, limits: dict[str, int] | None = None
 ) -> list[tuple[int, int]]:
@@ -47,21 +41,6 @@ def slabs(
     limit = (limits or SLAB_ELEMENTS).get(device.type, WIDE_SLAB_ELEMENTS)
     rows = max(1, limit // row)
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
-
-
-def conv_outputs(given: Filter, x: Tensor) -> Tensor:
-    """A convolution of ``x`` ``(B, C, H, W)`` whose large weights are used some at a time."""
-    weight, bias, padding = given.weight, given.bias, given.padding
-    limit = WEIGHT_ELEMENTS.get(x.device.type, weight.numel())
-    if weight.numel() <= limit or x.stride(1) == 1:
-        return conv2d(x, weight, bias, padding=padding)
-    count = max(1, limit // weight[0].numel() // _CHANNELS) * _CHANNELS
-    out = x.new_empty(len(x), len(weight), *x.shape[2:])
-    for start in range(0, len(weight), count):
-        some = slice(start, start + count)
-        part = None if bias is None else bias[some]
-        out[:, some] = conv2d(x, weight[some], part, padding=padding)
-    return out
 
 
 def conv_rows(
