@@ -8,9 +8,11 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...wan.compiled import can_compile, through
+from ...wan.pipeline.kernels import COMPILED
 from .model import HostTransformer
-from .run_key import COMPILED
 
+KEY = "torch.compile"
+"""Of the wrapper that ComfyUI's compiling node hangs on a MODEL, and of ours, which takes its place."""
 THROUGH = through()
 """What branches go through."""
 
@@ -32,9 +34,15 @@ def compiled(name: str, model: Any) -> Any:
     if not can_compile(model.load_device.type):
         return model
     clone = model.clone()
-    clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, COMPILED)
-    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, COMPILED, _run)
+    clone.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    clone.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _run)
     return clone
+
+
+def compiled_as(model: Any) -> str:
+    """How a MODEL is compiled, in words; "" where it is not."""
+    found = model.get_wrappers(WrappersMP.APPLY_MODEL, KEY)
+    return (COMPILED if _run in found else "compiled network") if found else ""
 
 
 def _run(executor: Any, *given: Any, **options: Any) -> Tensor:

@@ -122,7 +122,7 @@ class ExpertsGuider(comfy.samplers.CFGGuider):
                     denoise_mask, callback, disable_pbar, seed, **kw,
                 )  # fmt: skip
                 run.finish(result)
-        record_run(start, result)
+        record_run(start, result, run.ladder.design)
         return result
 
     @contextmanager

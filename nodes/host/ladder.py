@@ -112,6 +112,11 @@ class Ladder:
         """Of the evaluation under way."""
         return self._mode
 
+    @property
+    def design(self) -> Memory:
+        """What the run holds how, from now on."""
+        return self._usual.memory
+
     def usual(self, evaluate: Velocity) -> Velocity:
         """``evaluate``, which asks the guider, as this run usually does it."""
 

@@ -31,6 +31,9 @@ from ...wan.manifest import (
     to_json,
 )
 from ...wan.state import tensor_digest
+from ...wan.transformer import Memory
+from .compiled import KEY as COMPILED
+from .compiled import compiled_as
 from .lora import DeltaPatch
 from .sampling import pure_noise
 from .start import Start
@@ -60,13 +63,13 @@ _records: dict[str, Manifest] = {}
 _weights: WeakKeyDictionary[nn.Module, Mark] = WeakKeyDictionary()
 
 
-def record_run(start: Start, result: Tensor) -> None:
-    """Write down a run that gave raw latents ``result`` (B, C, T, h, w).
+def record_run(start: Start, result: Tensor, memory: Memory) -> None:
+    """Write down a run that gave raw latents ``result`` (B, C, T, h, w) and ended in the design ``memory``.
 
     Trouble with that costs one sentence in the log, never the run.
     """
     try:
-        manifest = write_down(start, result)
+        manifest = write_down(start, result, memory)
     except Exception as error:  # noqa: BLE001 - MODELs of other packs may hold anything
         log.warning("the run could not be written down for Verify Wan Run: %s", error)
         return
@@ -106,8 +109,8 @@ def file_tags(latent: Mapping[str, Any], vae: Any) -> dict[str, object]:
     return {TAG_KEY: to_json(manifest)}
 
 
-def write_down(start: Start, result: Tensor) -> Manifest:
-    """The record of a run that gave ``result``."""
+def write_down(start: Start, result: Tensor, memory: Memory) -> Manifest:
+    """The record of a run that gave ``result``, see :func:`record_run`."""
     schedule, first = start.plan.schedule, start.models[0]
     return Manifest(
         stages=tuple(
@@ -130,7 +133,7 @@ def write_down(start: Start, result: Tensor) -> Manifest:
         seed=start.seed,
         noise="",
         shape=tuple(result.shape),
-        attention=attention_name(),
+        attention=", ".join((attention_name(), *_compiled(start), *memory.changes)),
         device=device_name(first.load_device),
         inputs=dict(_inputs(start)),
         texts=_texts(start.conds),
@@ -207,19 +210,35 @@ def _tensors(value: Any) -> Iterable[Tensor]:
 
 
 def patches_of(patcher: Any) -> tuple[str, ...]:
-    """Names of what else hangs on a MODEL and may change what it computes."""
+    """Names of what else hangs on a MODEL and may change what it computes, but for compiling."""
     options = patcher.model_options
     inside = options.get("transformer_options", {})
     found = {key for key in patcher.object_patches if key != "model_sampling"}
     found |= {key for key in _HOOKS if options.get(key)}
-    for group in ("patches", "patches_replace", "wrappers"):
+    for group in ("patches", "patches_replace"):
         found |= {str(name) for name, held in inside.get(group, {}).items() if held}
-    found |= {str(name) for name, held in getattr(patcher, "wrappers", {}).items() if held}
+    for group in (inside.get("wrappers", {}), getattr(patcher, "wrappers", {})):
+        found |= {str(kind) for kind, held in group.items() if _keys(held) - {COMPILED}}
     if (override := inside.get("optimized_attention_override")) is not None:
         found.add(f"attention {getattr(override, '__qualname__', type(override).__name__)}")
     if getattr(patcher, "hook_patches", None):
         found.add("hooks")
     return tuple(sorted(found))
+
+
+def _keys(held: Mapping[str, Sequence[Any]]) -> set[str]:
+    """The keys under which wrappers of one kind hang."""
+    return {str(key) for key, some in held.items() if some}
+
+
+def _compiled(start: Start) -> Iterable[str]:
+    """How MODELs of a run are compiled, and which where not all are in one way."""
+    found: dict[str, list[str]] = {}
+    for spec, model in zip(start.plan.stages, start.models, strict=True):
+        found.setdefault(compiled_as(model), []).append(spec.name)
+    for how, names in found.items():
+        if how:
+            yield how if len(found) == 1 else f"{how} on {' and '.join(names)}"
 
 
 def _dtype(patcher: Any) -> str:

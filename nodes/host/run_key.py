@@ -16,6 +16,7 @@ from ...wan import __version__
 from ...wan.pipeline.keys import branch_points
 from ...wan.solvers import SOLVERS
 from ...wan.state import RunKeys, run_key
+from .compiled import compiled_as
 from .graph_key import UnknownOrigin
 from .interrupt import ATTENTION
 from .manifest import TEXT, attention_name, device_name, loras_of, patches_of, weights_mark
@@ -28,8 +29,6 @@ _OUTSIDE = re.compile(
     r"metadata|nodes|user|verbose|log|end|compress|api|database|assets|hashing|vae|enc)(_|$)"
 )
 """Words in the names of ComfyUI's options that do not act on what a MODEL computes."""
-COMPILED = "torch.compile"
-"""Key of the wrapper that ComfyUI's compiling node hangs on a MODEL."""
 DTYPE = "manual_cast_dtype"
 """Of a ComfyUI model: what it computes in, if not what its weights are stored in."""
 OURS = (PATCHES, READINGS)
@@ -88,12 +87,10 @@ def remembering(models: Sequence[Any]) -> str:
     """
     found: set[str] = set()
     for model in models:
-        kinds = _wrappers(model)
-        forgetful = {str(kind) for kind, keys in kinds.items() if keys <= {COMPILED}}
         found |= {
             name
             for name in patches_of(model)
-            if name not in forgetful and name != DTYPE and not name.startswith("attention ")
+            if name != DTYPE and not name.startswith("attention ")
         }
         found |= {
             str(key)
@@ -105,16 +102,6 @@ def remembering(models: Sequence[Any]) -> str:
     return ", ".join(sorted(found))
 
 
-def _wrappers(patcher: Any) -> dict[str, set[str]]:
-    """Kind of wrapper -> the keys under which some hang on a MODEL."""
-    inside = patcher.model_options.get("transformer_options", {}).get("wrappers", {})
-    found: dict[str, set[str]] = {}
-    for group in (inside, getattr(patcher, "wrappers", {})):
-        for kind, held in group.items():
-            found.setdefault(kind, set()).update(str(key) for key, some in held.items() if some)
-    return found
-
-
 def _model(patcher: Any) -> list[object]:
     """A MODEL's weights and LoRAs themselves: a node may hold on to a file that was replaced since."""
     mark, loras = weights_mark(patcher), loras_of(patcher)
@@ -124,7 +111,7 @@ def _model(patcher: Any) -> list[object]:
         type(patcher.model).__name__,
         [mark.name, mark.digest],
         [[lora.file.name, lora.file.digest, lora.strength] for lora in loras],
-        list(patches_of(patcher)),
+        [*patches_of(patcher), *filter(None, [compiled_as(patcher)])],
         [str(dtype) for dtype in dtypes],
         getattr(override, "__qualname__", str(type(override))),
     ]

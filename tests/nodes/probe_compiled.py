@@ -77,4 +77,25 @@ class WanProbeCompiled:
         return (" ".join(map(str, [worst, *told])),)
 
 
-NODE_CLASS_MAPPINGS = {"WanProbeCompiled": WanProbeCompiled}
+class WanProbeThrough:
+    """The node's MODELs as they are, but what they go through compiles nothing; without ``idle`` it does again."""
+
+    RETURN_TYPES = ("MODEL",)
+    OUTPUT_NODE = True
+    FUNCTION = "run"
+    CATEGORY = "tests"
+    TRUE = None
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "idle": ("BOOLEAN", {"default": True})}}
+
+    def run(self, model, idle):
+        home = sys.modules[model.wrappers["apply_model"]["torch.compile"][0].__module__]
+        kind = type(self)
+        kind.TRUE = kind.TRUE or home.THROUGH
+        home.THROUGH = (lambda branch: branch) if idle else kind.TRUE
+        return (model,)
+
+
+NODE_CLASS_MAPPINGS = {"WanProbeCompiled": WanProbeCompiled, "WanProbeThrough": WanProbeThrough}

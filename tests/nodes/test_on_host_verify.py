@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from wanexperts import comfy_server
 from wanexperts.wan.cli.record import record
 from wanexperts.wan.manifest import differences, file_mark, read_manifest
+from wanexperts.wan.manifest.compare import DETAILS
 from wanexperts.wan.pipeline import Pipeline
 from wanexperts.wan.state import tensor_digest
 
@@ -248,6 +249,61 @@ def test_a_replaced_weight_file_is_named(host):
     assert head == "the latents differ"
     assert line.startswith("weights of low noise: copy_low_noise.safetensors")
     copy.unlink()
+
+
+def test_keys_in_eight_bits_are_named(host):
+    name, path = name_of(host, host.run(video_graph(noise_seed=24)))
+    usual = read_manifest(path).attention
+    host.run({"room": node("WanProbeRoom", total=1)})
+    try:
+        told = lines(host, verify(video_graph(noise_seed=24), name))
+    finally:
+        host.run({"room": node("WanProbeRoom", total=0)})
+    assert told == [
+        "the latents differ",
+        f"attention: {usual}, keys and values in 8 bits against {usual}; {DETAILS}",
+    ]
+    graph = video_graph(noise_seed=24)
+    graph["41"] = node(
+        "WanProbeFail",
+        model=(LOADER, 0),
+        kind="exact",
+        step=2,
+        value="nan",
+        times=1,
+        label="verify",
+    )
+    fallen = made(host, changed(graph, SAMPLER, model_high_noise=["41", 0]))
+    assert fallen.attention == f"{usual}, keys and values in 8 bits"
+
+
+def through_compiler(graph, *parts, idle=True):
+    """Experts from Compile Wan Experts; what they go through compiles nothing while ``idle``."""
+    graph["90"] = node(
+        "WanExpertsCompile", model_high_noise=(LOADER, 0), model_low_noise=(LOADER, 1)
+    )
+    for slot, part in enumerate(("high", "low")):
+        graph[part] = node("WanProbeThrough", model=("90", slot), idle=idle)
+        if part in parts:
+            graph[SAMPLER]["inputs"][f"model_{part}_noise"] = [part, 0]
+    return graph
+
+
+def test_compiled_blocks_are_named(host):
+    name, path = name_of(host, host.run(video_graph(noise_seed=25)))
+    usual = read_manifest(path).attention
+    try:
+        both = verify(through_compiler(video_graph(noise_seed=25), "high", "low"), name)
+        assert lines(host, both) == [
+            "the same latents, bit for bit",
+            f"attention: {usual}, compiled blocks against {usual}; {DETAILS}",
+        ]
+        one = made(host, through_compiler(video_graph(noise_seed=26), "low"))
+        assert one.attention == f"{usual}, compiled blocks on low noise"
+        assert not any(stage.patches for stage in one.stages)
+    finally:
+        back = through_compiler(video_graph(), idle=False)
+        host.run({key: back[key] for key in (LOADER, "90", "low")})
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,6 @@ from ..pipeline import Pipeline, Plan, Request
 from ..state import tensor_digest
 
 ATTENTION = "pytorch"
-INT8 = "keys and values in 8 bits"
 
 
 def record(pipeline: Pipeline, request: Request, plan: Plan) -> Manifest:
@@ -51,7 +50,7 @@ def record(pipeline: Pipeline, request: Request, plan: Plan) -> Manifest:
         seed=request.seed,
         noise=request.noise,
         shape=shape,
-        attention=", ".join([*_attention(pipeline), *([INT8] if pipeline.memory.int8 else [])]),
+        attention=", ".join((*_attention(pipeline), *pipeline.memory.changes)),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         inputs={"noise": tensor_digest(draw_noise(shape, request.seed, request.noise))},
         texts={"positive": request.prompt, "negative": request.negative_prompt},

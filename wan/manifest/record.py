@@ -88,7 +88,8 @@ class Manifest:
         texts: ``positive`` and ``negative`` prompt, where they are known as text.
         files: other files of the run: ``text_encoder``, ``vae``.
         shape: of the latents, (B, C, T, h, w).
-        attention: the kernel.
+        attention: the kernel, and after it what else rounds otherwise: ``compiled blocks``, ``keys and
+            values in 8 bits``.
         device: where the network ran, with the name of the GPU.
         versions: of ``wan``, ``torch`` and, where it is there, ``comfyui``.
         result: digest of the raw float32 latents; "" while they are not known.

@@ -34,12 +34,16 @@ class Memory:
         return "+".join(told) or "exact"
 
     @property
+    def changes(self) -> tuple[str, ...]:
+        """What of it changes the numbers, in words."""
+        return ("keys and values in 8 bits",) if self.int8 else ()
+
+    @property
     def told(self) -> str:
         """What is given up, in words."""
-        host = "the hidden state in main memory" if self.hidden_on else ""
-        int8 = "keys and values in 8 bits" if self.int8 else ""
-        sames = "near the exact numbers, not equal to them" if self.int8 else "the same numbers"
-        return f"{' and '.join(filter(None, (host, int8))) or 'all on the device'} ({sames})"
+        host = ("the hidden state in main memory",) if self.hidden_on else ()
+        sames = "near the exact numbers, not equal to them" if self.changes else "the same numbers"
+        return f"{' and '.join((*host, *self.changes)) or 'all on the device'} ({sames})"
 
     def smaller(self, device: torch.device) -> list[Memory]:
         """The designs that give up more than this one, in their order; a CPU is its own host."""
