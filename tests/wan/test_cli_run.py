@@ -13,9 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from wanexperts.wan.checkpoint import find_parts
+from wanexperts.wan.cli import kernels as command
 from wanexperts.wan.cli import main
 from wanexperts.wan.guidance import Guidance
-from wanexperts.wan.pipeline import Phase, Pipeline, Plan, Request
+from wanexperts.wan.pipeline import Kernels, Phase, Pipeline, Plan, Request
 from wanexperts.wan.switch import Switch
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -91,6 +92,29 @@ def test_a_graph_runs_as_the_pipeline_does_and_brings_itself_back(tmp_path: Path
 def test_a_guider_with_core_sampling_is_the_same_run(tmp_path: Path) -> None:
     assert run(tmp_path, guided()) == 0
     assert torch.equal(load_file(tmp_path / "run.latent")["latent_tensor"], wanted())
+
+
+@pytest.mark.parametrize("through_node", [False, True])
+def test_the_compiling_node_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, through_node: bool
+) -> None:
+    given = graph()
+    if through_node:
+        models = {
+            name: given["6"]["inputs"][name] for name in ("model_high_noise", "model_low_noise")
+        }
+        given["20"] = {"class_type": "WanExpertsCompile", "inputs": models}
+        given["6"]["inputs"].update(model_high_noise=["20", 0], model_low_noise=["20", 1])
+    seen = []
+
+    def stop(self: Pipeline, request: Request) -> Plan:
+        seen.append(self.kernels)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(command, "can_compile", lambda _: True)
+    monkeypatch.setattr(Pipeline, "plan", stop)
+    assert run(tmp_path, given) == 2
+    assert seen == [Kernels(compiled=through_node)]
 
 
 def test_settings_change_the_run_and_the_canvas(tmp_path: Path) -> None:

@@ -24,9 +24,15 @@ def add_kernels(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> No
     )  # fmt: skip
 
 
-def with_kernels(pipeline: Pipeline, given: argparse.Namespace) -> Pipeline:
-    """``pipeline`` with the kernels asked for; raises ValueError where they do not work, before weights are read."""
-    compiled = given.compile and can_compile(pipeline.device.type)
+def with_kernels(
+    pipeline: Pipeline, given: argparse.Namespace, *, compiling: bool = False
+) -> Pipeline:
+    """``pipeline`` with the kernels asked for, compiled also where ``compiling``.
+
+    Raises:
+        ValueError: they do not work; no weight is read before.
+    """
+    compiled = (given.compile or compiling) and can_compile(pipeline.device.type)
     kernels = Kernels(attention=given.attention, compiled=compiled)
     kernels.open(pipeline.device, pipeline.dtype)
     return replace(pipeline, kernels=kernels)

@@ -35,13 +35,14 @@ from .kernels import add_kernels, with_kernels
 from .memory import add_memory, with_memory
 from .plan import find_file, settled
 
+COMPILE = "WanExpertsCompile"
 VIDEO, ENCODE, LOADER = "WanExpertsDecodeToVideo", "WanExpertsTextEncode", "WanExpertsLoader"
 ONE_OF_EACH = (
     LOADER, "WanExpertsTextEncoderLoader", "WanExpertsVAELoader", ENCODE, "WanExpertsEmptyLatent",
 )  # fmt: skip
 """Nodes a graph needs, once."""
 KNOWN = (
-    *ONE_OF_EACH, VIDEO, "WanExpertsLora", "WanExpertsSampler", "WanExpertsGuider", "WanExpertsStage",
+    *ONE_OF_EACH, VIDEO, COMPILE, "WanExpertsLora", "WanExpertsSampler", "WanExpertsGuider", "WanExpertsStage",
     "WanExpertsStagesGuider", "WanExpertsSchedule", "WanExpertsSolver", "SamplerCustomAdvanced",
     "RandomNoise", "LoraLoaderModelOnly", *PRIMITIVES,
 )  # fmt: skip
@@ -97,7 +98,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
     )
     if wanted.format not in MP4_FORMATS:
         raise ValueError(f"format {wanted.format} makes a folder; --set format=h264-mp4")
-    pipeline = with_kernels(pipeline, given)
+    pipeline = with_kernels(pipeline, given, compiling=bool(graph.workflow.of(COMPILE)))
     pipeline = with_memory(pipeline, pipeline.plan(request), given.memory)
     make_clip(pipeline, request, wanted, bar, loras, _is_lenient(graph))
 

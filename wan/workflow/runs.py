@@ -286,7 +286,7 @@ def _model(workflow: Workflow, node: Node, name: str) -> ModelUse:
             loras[:0] = _lora(workflow, found, *names)
             source = workflow.source(found, part)
             continue
-        if found.kind == "WanExpertsCompile":  # here --compile asks for it
+        if found.kind == "WanExpertsCompile":
             source = workflow.source(found, part)
             continue
         if found.kind == "LoraLoaderModelOnly":
