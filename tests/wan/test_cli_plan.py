@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from wanexperts.wan.checkpoint import find_parts
-from wanexperts.wan.cli import main
+import torch
+from wanexperts.wan.checkpoint import find_parts, open_checkpoint
+from wanexperts.wan.checkpoint.stream import block_loads
+from wanexperts.wan.cli import main, memory
 from wanexperts.wan.config import T2V_A14B
 from wanexperts.wan.pipeline import Pipeline, Request
 from wanexperts.wan.plan import describe
@@ -129,3 +132,33 @@ def test_what_is_foretold_is_what_the_pipeline_plans(capsys: pytest.CaptureFixtu
     request = Request(prompt="a red circle", sampling=pipeline.defaults)
     wanted = describe(pipeline.plan(request).run).replace("-noise expert", " noise")
     assert "\n".join(planned(TINY, capsys)[:23]) == wanted
+
+
+def test_the_design_that_a_run_would_have_is_told_with_its_peak(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--device", "cpu", "--dtype", "float32")
+    assert "memory exact: all on the device (the same numbers)" in planned(TINY, capsys, *options)
+    monkeypatch.setattr(memory, "device_bytes", lambda _: 3 * 10**6)
+    small = planned(TINY, capsys, *options)
+    assert any(line.startswith("memory int8: ") and "exact design would" in line for line in small)
+    pipeline = Pipeline.load(**find_parts(), device="cpu")
+    plan = pipeline.plan(Request(prompt="a red circle", sampling=pipeline.defaults))
+    assert memory.with_memory(pipeline, plan, "auto").memory.name == "int8"
+    (peak,) = [
+        line for line in planned(A14B, capsys, "--device", "cpu", "--memory", "int8")
+        if line.startswith("memory on the device")
+    ]  # fmt: skip
+    assert "sampling 29.5 GB (28.6 GB weights + 894 MB)" in peak  # exact: 1.22 GB
+
+
+def test_what_streaming_holds_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = planned(TINY, capsys, "--device", "cpu", "--dtype", "float32")
+    (told,) = [line for line in lines if line.startswith("with blocks read from disk")]
+    expert = open_checkpoint(find_parts()["high"])
+    blocks = [load.nbytes for load in block_loads(expert, torch.device("cpu"))]
+    held = expert.nbytes - sum(blocks) + 2 * max(blocks)
+    number = re.findall(r"\(([\d.]+) MB weights", told)
+    assert 1 <= float(*number) * 1e6 / held < 1.2  # measured: 1.04
+    never = planned(TINY, capsys, "--stream", "never")
+    assert not any(line.startswith("with blocks") for line in never)

@@ -6,11 +6,23 @@ import argparse
 import logging
 from dataclasses import replace
 
+import torch
+
 from ..checkpoint import detect_transformer_config
-from ..cost import AUTO, CHOICES, Expert, choose_design, device_bytes, held_weights, step_bytes
+from ..cost import (
+    AUTO,
+    CHOICES,
+    Choice,
+    Expert,
+    Networks,
+    choose_design,
+    device_bytes,
+    held_weights,
+    step_bytes,
+)
 from ..pipeline import Pipeline, Plan
-from ..shapes import token_grid
-from ..transformer import Memory
+from ..shapes import LatentShape, token_grid
+from ..transformer import EXACT, Memory
 
 log = logging.getLogger(__name__)
 
@@ -30,25 +42,48 @@ def add_memory(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> Non
 
 def with_memory(pipeline: Pipeline, plan: Plan, asked: str) -> Pipeline:
     """``pipeline`` with the design ``asked`` for, or the first that fits its device; the log says which."""
-    config = detect_transformer_config(pipeline.high)
-    held = [held_weights(expert, pipeline.dtype) for expert in pipeline.experts.values()]
-    stored = held[0].dtype
-
-    def needed(memory: Memory) -> int:
-        expert = Expert(
-            config=config, dtype=pipeline.dtype, device=pipeline.device.type,
-            stored=stored, memory=memory,
-        )  # fmt: skip
-        return step_bytes(expert, plan.shape, solver=plan.solver).peak
-
-    weights = max(weights.nbytes for weights in held)
-    if pipeline.stream != "never":  # two blocks are there, and what is outside of all
-        weights = 3 * weights // (config.num_layers + 1)
-    room = device_bytes(pipeline.device) - weights
-    hidden = token_grid(*plan.shape[1:]).tokens * config.dim * pipeline.dtype.itemsize
-    if asked == AUTO and PLENTY * hidden <= room:
-        return pipeline
-    choice = choose_design(asked, device=pipeline.device, room=room, needed=needed)
+    networks = Networks(
+        transformer=detect_transformer_config(pipeline.high),
+        dtype=pipeline.dtype,
+        device=pipeline.device.type,
+        experts=tuple(held_weights(e, pipeline.dtype) for e in pipeline.experts.values()),
+    )
+    streamed = pipeline.stream != "never"
+    choice = choose_memory(
+        asked, networks, pipeline.device, plan.shape, solver=plan.solver, streamed=streamed
+    )
     if choice.note:
         log.warning("%s", choice.note)
     return replace(pipeline, memory=choice.memory)
+
+
+def choose_memory(
+    asked: str,
+    networks: Networks,
+    device: torch.device,
+    shape: LatentShape,
+    *,
+    solver: str,
+    streamed: bool,
+) -> Choice:
+    """The design of a run over one clip of ``shape`` on ``device``, whose blocks may be ``streamed``."""
+
+    def needed(memory: Memory) -> int:
+        expert = Expert(
+            config=networks.transformer, dtype=networks.dtype, device=networks.device,
+            stored=networks.experts[0].dtype, memory=memory,
+        )  # fmt: skip
+        return step_bytes(expert, shape, solver=solver).peak
+
+    weights = max(weights.nbytes for weights in networks.experts)
+    room = max(0, device_bytes(device) - (streamed_bytes(networks) if streamed else weights))
+    hidden = token_grid(*shape[1:]).tokens * networks.transformer.dim * networks.dtype.itemsize
+    if asked == AUTO and PLENTY * hidden <= room:
+        return Choice(memory=EXACT)
+    return choose_design(asked, device=device, room=room, needed=needed)
+
+
+def streamed_bytes(networks: Networks) -> int:
+    """About what is there of an expert whose blocks are read as they run: two, and what is outside of all."""
+    largest = max(weights.nbytes for weights in networks.experts)
+    return 3 * largest // (networks.transformer.num_layers + 1)

@@ -12,11 +12,14 @@ import torch
 from ..checkpoint import BUNDLED, Checkpoint, family_defaults, open_checkpoint
 from ..config import T2V_A14B, SamplingConfig
 from ..cost import (
+    SAMPLING,
     Circumstances,
+    Forecast,
     Networks,
     advice,
     forecast_lines,
     make_forecast,
+    quantity,
     read_networks,
     time_block,
 )
@@ -32,7 +35,8 @@ from ..solvers import SOLVERS
 from ..switch import Switch
 from ..workflow import FoundRun, GridUse, StageUse, find_runs, read_workflow
 from .bar import Bar
-from .device import torch_device
+from .device import add_device, torch_device
+from .memory import add_memory, choose_memory, streamed_bytes
 
 FOLDERS = ("", "diffusion_models", "unet", "text_encoders", "clip", "vae", "vae_approx", "loras")
 """Where below a models folder a file of a name may lie."""
@@ -50,7 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--time", action="store_true",
         help="time one block of random weights of the real shape, to foretell seconds",
     )  # fmt: skip
-    parser.add_argument("--device", help="torch device; default: cuda if there is one")
+    add_device(parser)
+    add_memory(parser)
     parser.add_argument(
         "--dtype",
         choices=list(DTYPES),
@@ -87,10 +92,25 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
             measured = time_block(networks.transformer, shape, dtype, device)
             bar.show("time one block", 1, 1)
         known = found.solver if found.solver in SOLVERS else "euler"
+        choice = choose_memory(
+            given.memory, networks, device, shape, solver=known, streamed=given.stream != "never"
+        )
+        networks = replace(networks, memory=choice.memory)
         forecast = make_forecast(
             plan, networks, shape, solver=known, batch=batch, measured=measured
         )
         print("\n".join(forecast_lines(forecast)))
+        print(choice.note or f"memory {choice.memory.name}: {choice.memory.told}")
+        if given.stream != "never":
+            print(_streamed(forecast, streamed_bytes(networks)))
+
+
+def _streamed(forecast: Forecast, weights: int) -> str:
+    working = next(phase.working for phase in forecast.phases if phase.name == SAMPLING)
+    return (
+        f"with blocks read from disk as they run: sampling about {quantity(weights + working, 'B')} "
+        f"({quantity(weights, 'B')} weights + {quantity(working, 'B')})"
+    )
 
 
 def find_file(name: str, folders: Sequence[Path]) -> Path | None:

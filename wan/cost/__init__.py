@@ -7,7 +7,7 @@ weights that is timed when asked, or from an earlier run.
 from .advice import Circumstances, advice
 from .designs import AUTO, CHOICES, Choice, choose_design, device_bytes
 from .flops import block_flops, forward_flops
-from .forecast import Forecast, Networks, Phase, Weights, make_forecast
+from .forecast import SAMPLING, Forecast, Networks, Phase, Weights, make_forecast
 from .forwards import StageForwards, count_forwards, evaluated_levels
 from .memory import Expert, StepBytes, step_bytes, text_bytes
 from .networks import held_weights, read_networks
@@ -17,6 +17,7 @@ from .timing import Measurement, time_block
 __all__ = [
     "AUTO",
     "CHOICES",
+    "SAMPLING",
     "Choice",
     "Circumstances",
     "Expert",
