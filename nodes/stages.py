@@ -106,7 +106,7 @@ class WanExpertsStage(CheckedNode):
 
 
 def _until(kind: str, value: float) -> Switch:
-    switch = Switch(kind, value)
+    switch = Switch(kind, value, named="until")
     check_limits(until_value=value)
     return switch
 

@@ -98,11 +98,11 @@ def count_high(schedule: Schedule, boundary: float) -> int:
     return sum(is_high(level, boundary) for level in schedule.levels())
 
 
-def boundary_at_step(schedule: Schedule, step: int) -> float:
+def boundary_at_step(schedule: Schedule, step: int, named: str = "switch") -> float:
     """A noise level that makes exactly the first ``step`` steps of ``schedule`` high.
 
     Midway between the two neighbouring levels, so that no rounding by a host moves the switch;
-    0 for ``step == N`` (all high), ``ABOVE_ALL`` for ``step == 0`` (none).
+    0 for ``step == N`` (all high), ``ABOVE_ALL`` for ``step == 0`` (none). Sentences call it ``named``.
 
     Raises:
         ValueError: ``step`` is not in 0..N, or the steps round it are told one and the same
@@ -111,7 +111,7 @@ def boundary_at_step(schedule: Schedule, step: int) -> float:
     steps = schedule.steps
     if not 0 <= step <= steps:
         raise ValueError(
-            f"switch step={step} is not within the {steps} steps; "
+            f"{named} step={step} is not within the {steps} steps; "
             f"use 0 (all low noise) to {steps} (all high noise)"
         )
     if step == 0:
@@ -121,7 +121,7 @@ def boundary_at_step(schedule: Schedule, step: int) -> float:
     above, below = schedule.levels()[step - 1 : step + 1]
     if above - below <= 2 * BOUNDARY_TOLERANCE:
         raise ValueError(
-            f"switch step={step} divides two steps that are both told timestep {1000 * above:g}; "
+            f"{named} step={step} divides two steps that are both told timestep {1000 * above:g}; "
             "use another step or fewer steps"
         )
     return (above + below) / 2

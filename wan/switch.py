@@ -6,7 +6,7 @@ The way back is ``in_all_forms``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .experts import boundary_at_step, check_boundary
 from .experts import in_all_forms as in_all_forms
@@ -32,33 +32,35 @@ class Switch:
             - ``fraction``: the part of all steps done by then, 0 to 1; halves of a step round up.
             - ``step``: the number of steps done by then, counted from the start of the run.
         value: in the units of ``kind``; ``auto`` has none.
+        named: what the person who said it sees it called; for sentences.
     """
 
     kind: str = "auto"
     value: float = 0.0
+    named: str = field(default="switch", kw_only=True, compare=False)
 
     def __post_init__(self) -> None:
-        kind, value = self.kind, self.value
+        kind, value, named = self.kind, self.value, self.named
         if kind not in KINDS:
             way = "auto"
             if kind.lower() == "db" and -60 <= value <= 20:
                 way = f"snr with the plain ratio {10 ** (value / 10):.4g}"
-            raise ValueError(f"switch={kind!r} is not one of {', '.join(KINDS)}; use {way}")
+            raise ValueError(f"{named}={kind!r} is not one of {', '.join(KINDS)}; use {way}")
         if kind == "boundary":
             check_boundary(value)
         elif kind == "snr" and not 0 <= value <= MAX_SNR:
             way = "use about 0.0204"
             if -60 <= value < 0:
                 way = f"use {10 ** (value / 10):.4g} if these are decibels"
-            raise ValueError(f"switch snr={value:g} is not a ratio within 0 to {MAX_SNR:g}; {way}")
+            raise ValueError(f"{named} snr={value:g} is not a ratio within 0 to {MAX_SNR:g}; {way}")
         elif kind == "timestep" and not 0 <= value <= TRAIN_TIMESTEPS:
-            raise ValueError(f"switch timestep={value:g} is not within 0 to 1000; use about 875")
+            raise ValueError(f"{named} timestep={value:g} is not within 0 to 1000; use about 875")
         elif kind == "fraction" and not 0 <= value <= 1:
             way = f"use {value / 100:g}" if 1 < value <= 100 else "use about 0.5"
-            raise ValueError(f"switch fraction={value:g} is not within 0 to 1; {way}")
+            raise ValueError(f"{named} fraction={value:g} is not within 0 to 1; {way}")
         elif kind == "step" and not (math.isfinite(value) and value == int(value) >= 0):
             raise ValueError(
-                f"switch step={value:g} is not a whole number of steps; use one that is"
+                f"{named} step={value:g} is not a whole number of steps; use one that is"
             )
 
     def boundary(self, schedule: Schedule, own: float) -> float:
@@ -77,9 +79,9 @@ class Switch:
             return sigma_of_snr(self.value)
         if self.kind == "timestep":
             return self.value / TRAIN_TIMESTEPS
-        if self.kind == "fraction":
-            return boundary_at_step(schedule, math.floor(self.value * schedule.steps + 0.5))
-        return boundary_at_step(schedule, int(self.value))
+        share = self.kind == "fraction"
+        step = math.floor(self.value * schedule.steps + 0.5) if share else int(self.value)
+        return boundary_at_step(schedule, step, self.named)
 
 
 def sigma_of_snr(ratio: float) -> float:

@@ -308,14 +308,15 @@ def test_every_way_to_say_a_switch_is_one_place(host, kind, value):
 @pytest.mark.parametrize(
     ("stages", "sentence"),
     [
-        ([{"until": "fraction", "until_value": 65.0}], "switch fraction=65 is not within 0 to 1"),
+        ([{"until": "fraction", "until_value": 65.0}], "until fraction=65 is not within 0 to 1"),
+        ([{"until": "sometimes"}], "until='sometimes' is not one of auto, boundary"),
         ([{"cfg_curve": "1:4; 0.5:2"}], "is neither a number nor a curve"),
         ([{"until": "boundary", "until_value": 0.5}, {"until": "boundary", "until_value": 0.9}, {}],
          "stages with boundaries [0.5, 0.9, 0.0] are not in order"),
-        ([{"until": "step", "until_value": 9.0}, {}], "switch step=9 is not within the 5 steps"),
+        ([{"until": "step", "until_value": 9.0}, {}], "until step=9 is not within the 5 steps"),
         ([{}, {"model": ("48", 0)}], "MODEL 2 of this run works on latents of 48 channels, the first on 16"),
     ],
-    ids=["percent", "curve", "order", "step", "latents"],
+    ids=["percent", "kind", "curve", "order", "step", "latents"],
 )  # fmt: skip
 def test_bad_stages_are_refused_in_a_sentence(host, stages, sentence):
     graph = stages_graph(*({"model": (LOADER, 0), **given} for given in stages))

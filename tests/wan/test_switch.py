@@ -87,6 +87,15 @@ def test_bad_switches_are_refused_in_a_sentence(kind: str, value: float, message
         Switch(kind, value)
 
 
+def test_a_sentence_calls_a_switch_as_its_person_does() -> None:
+    for kind, value in (("moon", 1), ("snr", -1), ("timestep", -1), ("fraction", 2), ("step", 0.5)):
+        with pytest.raises(ValueError, match=f"^until[= ]'?{kind}"):
+            Switch(kind, value, named="until")
+    with pytest.raises(ValueError, match=r"^until step=6 is not within the 5 steps"):
+        Switch("step", 6, named="until").boundary(grid(steps=5), OWN)
+    assert Switch("step", 3, named="until") == Switch("step", 3)
+
+
 def test_a_step_the_run_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="switch step=41 is not within the 40 steps"):
         Switch("step", 41).boundary(grid(), OWN)

@@ -220,7 +220,7 @@ def _chain(workflow: Workflow, guider: Node) -> list[StageUse]:
                 name=str(workflow.value(node, "name", "")).strip() or f"stage {number}",
                 model=_model(workflow, node, "model"),
                 guidance=_guidance(workflow, node, "cfg", "cfg_curve"),
-                switch=Switch(kind, _number(workflow, node, "until_value", 0.0)),
+                switch=Switch(kind, _number(workflow, node, "until_value", 0.0), named="until"),
             )
         )
     if not found:
