@@ -33,10 +33,19 @@ def test_every_node_has_its_page(node, language):
     text = page(node, language)
     assert text.startswith(f"# {names(language)[node]['display_name']}\n")
     assert bool(CHINESE.search(text)) == (language == "zh")
-    for told, picture in PICTURE.findall(text):
+    pictures = PICTURE.findall(text)
+    assert pictures, f"{node}, {language}: no picture; put one into web/docs/pictures and show it"
+    for told, picture in pictures:
         # The frontend puts the address of web/docs before it, whatever folder the page is in.
         assert (DOCS / picture).is_file(), f"{node}, {language}: {picture} is not below web/docs"
         assert told
+
+
+@pytest.mark.parametrize("language, file", [("en", "README.md"), ("zh", "README.zh.md")])
+def test_every_node_is_in_the_table_of_the_readme(language, file):
+    rows = re.findall(r"^\| ([^|]+) \|", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
+    told = {name for row in rows for name in re.split(", |、", row)}
+    assert {names(language)[node]["display_name"] for node in SCHEMA} - told == set()
 
 
 @pytest.mark.parametrize("node", SCHEMA)
