@@ -41,7 +41,7 @@ def test_every_node_has_its_page(node, language):
         assert told
 
 
-@pytest.mark.parametrize("language, file", [("en", "README.md"), ("zh", "README.zh.md")])
+@pytest.mark.parametrize(("language", "file"), [("en", "README.md"), ("zh", "README.zh.md")])
 def test_every_node_is_in_the_table_of_the_readme(language, file):
     rows = re.findall(r"^\| ([^|]+) \|", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE)
     told = {name for row in rows for name in re.split(", |、", row)}
