@@ -83,26 +83,23 @@ def start(sheet: Sheet, prompt: str) -> tuple[Node, Node, Node]:
     return experts, vae, prompts
 
 
-def empty(sheet: Sheet, y: int, size: tuple[int, int, int] = (832, 480, 81)) -> Out:
+def empty(sheet: Sheet, size: tuple[int, int, int] = (832, 480, 81)) -> Node:
     """The empty clip below the prompts."""
     width, height, frames = size
     return sheet.add(
-        "WanExpertsEmptyLatent",
-        (COLUMNS[1], y),
-        (WIDE, 150),
-        width=width,
-        height=height,
-        frames=frames,
-    )["latent"]
+        "WanExpertsEmptyLatent", (COLUMNS[1], 430), (WIDE, 150),
+        width=width, height=height, frames=frames,
+    )  # fmt: skip
 
 
-def sampler(sheet: Sheet, high: Out, low: Out, prompts: Node, **values: Any) -> Out:
+def sampler(sheet: Sheet, experts: Node, prompts: Node, latent: Node, **values: Any) -> Node:
     """Sample Wan Experts, tall enough for its picture and its plan."""
     return sheet.add(
         "WanExpertsSampler", (COLUMNS[2], 0), (NARROW, 1060),
-        model_high_noise=high, model_low_noise=low,
-        positive=prompts["positive"], negative=prompts["negative"], **values,
-    )["latent"]  # fmt: skip
+        model_high_noise=experts["model_high_noise"], model_low_noise=experts["model_low_noise"],
+        positive=prompts["positive"], negative=prompts["negative"], latent_image=latent["latent"],
+        **values,
+    )  # fmt: skip
 
 
 def save(

@@ -65,12 +65,12 @@ def tiny() -> Sheet:
         "WanExpertsTextEncode", (COLUMNS[1], 0), (WIDE, 380), clip=clip["clip"],
         positive="a red circle moves left on a white background", negative="",
     )  # fmt: skip
-    latent = empty(sheet, 430, (64, 64, 17))
-    samples = sampler(
-        sheet, experts["model_high_noise"], experts["model_low_noise"], prompts, latent_image=latent,
-        steps=20, cfg_high_noise=2.0, cfg_low_noise=1.5, sigma_shift=5.0, switch_step=9,
+    latent = empty(sheet, (64, 64, 17))
+    run = sampler(
+        sheet, experts, prompts, latent, steps=20, cfg_high_noise=2.0, cfg_low_noise=1.5,
+        sigma_shift=5.0, switch_step=9,
     )  # fmt: skip
-    save(sheet, vae, samples, "wan_tiny", fps=8.0)
+    save(sheet, vae, run["latent"], "wan_tiny", fps=8.0)
     tell(
         sheet,
         "## Runs at once\n\nThe miniature family comes with the pack: nothing to download. Press Run. It draws one "
@@ -91,12 +91,9 @@ def a14b() -> Sheet:
     """The official settings at 20 steps."""
     sheet = Sheet("wan22_t2v_a14b")
     experts, vae, prompts = start(sheet, LANTERN)
-    latent = empty(sheet, 430)
-    samples = sampler(
-        sheet, experts["model_high_noise"], experts["model_low_noise"], prompts, latent_image=latent,
-        steps=20, switch_step=13,
-    )  # fmt: skip
-    save(sheet, vae, samples, "wan22_t2v")
+    latent = empty(sheet)
+    run = sampler(sheet, experts, prompts, latent, steps=20, switch_step=13)
+    save(sheet, vae, run["latent"], "wan22_t2v")
     tell(
         sheet,
         "## Wan2.2 text to video, both experts as one run\n\nOfficial settings: UniPC, shift 12, guidance 4 (high "
@@ -113,14 +110,13 @@ def lightning() -> Sheet:
     """Four steps without guidance."""
     sheet = Sheet("wan22_t2v_lightning")
     experts, vae, prompts = start(sheet, FOX)
-    latent = empty(sheet, 430)
+    latent = empty(sheet)
     lora = lightning_lora(sheet, experts)
-    samples = sampler(
-        sheet, lora["model_high_noise"], lora["model_low_noise"], prompts, latent_image=latent,
-        steps=4, cfg_high_noise=1.0, cfg_low_noise=1.0, sampler_name="euler", scheduler="lightning",
-        sigma_shift=5.0, switch_step=2,
+    run = sampler(
+        sheet, lora, prompts, latent, steps=4, cfg_high_noise=1.0, cfg_low_noise=1.0,
+        sampler_name="euler", scheduler="lightning", sigma_shift=5.0, switch_step=2,
     )  # fmt: skip
-    save(sheet, vae, samples, "wan22_lightning")
+    save(sheet, vae, run["latent"], "wan22_lightning")
     tell(
         sheet,
         "## Four steps\n\nThe Lightning LoRAs make 4 steps enough, without guidance: one call of the network a step in "
@@ -139,15 +135,14 @@ def lightning_motion() -> Sheet:
     """Three phases: the high-noise expert as it is, then both with Lightning."""
     sheet = Sheet("wan22_t2v_lightning_motion")
     experts, vae, prompts = start(sheet, SURF)
-    latent = empty(sheet, 430)
+    latent = empty(sheet)
     lora = lightning_lora(sheet, experts)
-    samples = sampler(
-        sheet, lora["model_high_noise"], lora["model_low_noise"], prompts, latent_image=latent,
-        model_motion=experts["model_high_noise"], steps=8, cfg_high_noise=1.0, cfg_low_noise=1.0,
-        sampler_name="euler", scheduler="shifted", sigma_shift=3.0, switch="boundary", boundary=0.8,
-        switch_step=5,
+    run = sampler(
+        sheet, lora, prompts, latent, model_motion=experts["model_high_noise"], steps=8,
+        cfg_high_noise=1.0, cfg_low_noise=1.0, sampler_name="euler", scheduler="shifted",
+        sigma_shift=3.0, switch="boundary", boundary=0.8, switch_step=5,
     )  # fmt: skip
-    save(sheet, vae, samples, "wan22_lightning_motion")
+    save(sheet, vae, run["latent"], "wan22_lightning_motion")
     tell(
         sheet,
         "## Lightning that keeps its motion\n\nFew steps lose motion in the first moments of a run. Here the "
@@ -166,17 +161,14 @@ def lora_pair() -> Sheet:
     """A LoRA of one's own on both experts."""
     sheet = Sheet("wan22_t2v_lora_pair")
     experts, vae, prompts = start(sheet, CAFE)
-    latent = empty(sheet, 430)
+    latent = empty(sheet)
     lora = sheet.add(
         "WanExpertsLora", (COLUMNS[1], 630), (WIDE, 320), title="Your LoRA (bypassed: Ctrl+B)", mode=BYPASSED,
         model_high_noise=experts["model_high_noise"], model_low_noise=experts["model_low_noise"],
         lora_high_noise="auto", lora_low_noise="auto",
     )  # fmt: skip
-    samples = sampler(
-        sheet, lora["model_high_noise"], lora["model_low_noise"], prompts, latent_image=latent,
-        steps=20, switch_step=13,
-    )  # fmt: skip
-    save(sheet, vae, samples, "wan22_lora")
+    run = sampler(sheet, lora, prompts, latent, steps=20, switch_step=13)
+    save(sheet, vae, run["latent"], "wan22_lora")
     tell(
         sheet,
         "## A LoRA of your own\n\nPut it into `models/loras`, choose it on **Apply LoRA to Wan Experts** and wake that "
@@ -195,7 +187,7 @@ def guider() -> Sheet:
     """Our guider, sigmas and solver in ComfyUI's own SamplerCustomAdvanced."""
     sheet = Sheet("wan22_t2v_guider")
     experts, vae, prompts = start(sheet, LANTERN)
-    latent = empty(sheet, 430)
+    latent = empty(sheet)
     sigmas = sheet.add(
         "WanExpertsSchedule", (COLUMNS[1], 640), (WIDE, 450), model=experts["model_high_noise"],
         steps=20, switch_step=13,
@@ -210,11 +202,12 @@ def guider() -> Sheet:
     noise = sheet.add("RandomNoise", (COLUMNS[2], 590), (NARROW, 90), noise_seed=0)
     sheet.add(
         "WanExpertsPlan", (COLUMNS[2], 730), (NARROW, 340), guider=guided["guider"],
-        sigmas=sigmas["sigmas"], latent=latent, sampler=solver["sampler"],
+        sigmas=sigmas["sigmas"], latent=latent["latent"], sampler=solver["sampler"],
     )  # fmt: skip
     run = sheet.add(
         "SamplerCustomAdvanced", (COLUMNS[3], 0), (300, 110), noise=noise["NOISE"],
-        guider=guided["guider"], sampler=solver["sampler"], sigmas=sigmas["sigmas"], latent_image=latent,
+        guider=guided["guider"], sampler=solver["sampler"], sigmas=sigmas["sigmas"],
+        latent_image=latent["latent"],
     )  # fmt: skip
     save(sheet, vae, run["output"], "wan22_guider", x=COLUMNS[3] + 350)
     tell(
@@ -295,14 +288,8 @@ def wan_text_to_video() -> Any:
     """The official run as one node."""
     sheet = Sheet("wan_text_to_video")
     experts, vae, prompts = start(sheet, "")
-    latent = sheet.add(
-        "WanExpertsEmptyLatent", (COLUMNS[1], 430), (WIDE, 150), width=832, height=480
-    )
-    run = sheet.add(
-        "WanExpertsSampler", (COLUMNS[2], 0), (NARROW, 1060), model_high_noise=experts["model_high_noise"],
-        model_low_noise=experts["model_low_noise"], positive=prompts["positive"],
-        negative=prompts["negative"], latent_image=latent["latent"], steps=20, switch_step=13,
-    )  # fmt: skip
+    latent = empty(sheet)
+    run = sampler(sheet, experts, prompts, latent, steps=20, switch_step=13)
     file = save(sheet, vae, run["latent"], "wan22_t2v")
     shown = {
         "positive": (prompts, "positive"),
