@@ -17,6 +17,7 @@ alike. One JSON line per way:
 - ``convolutions``: ours over its convolutions alone (same shapes and memory order, in turns too);
 - ``peak_mb``: by length, peak resident memory above imports and weights, latents and finished frames
   included, with the system's allocator as it is;
+- ``code_mb``: what of it are pages of the libraries' own files, touched by the first run;
 - ``in_use_mb``: the same with an allocator that gives everything freed straight back, so that what
   it keeps for later is left out.
 
@@ -47,7 +48,7 @@ import torch  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from benchmarks.load_pair import _enter  # noqa: E402
-from benchmarks.peak import PeakRSS, hardware  # noqa: E402
+from benchmarks.peak import MB, PeakRSS, hardware, kept  # noqa: E402
 from wan.checkpoint import load_vae, open_checkpoint  # noqa: E402
 from wan.config import VAEConfig  # noqa: E402
 from wan.files.write import Entry, write_safetensors  # noqa: E402
@@ -208,9 +209,15 @@ class Case:
 
     def peak(self, frames: int) -> float:
         """Peak MB of one run."""
+        files = kept("status", "RssFile")
         with PeakRSS() as peak:
             self.run(self.input(frames))
+        self._code = round((kept("status", "RssFile") - files) * 1024 / MB, 1)
         return peak.mb
+
+    def code(self, _: int) -> float:
+        """MB of it that are pages of the libraries' own files."""
+        return self._code
 
     def seconds(self, frames: int) -> float:
         """Per latent frame."""
@@ -289,9 +296,9 @@ def compare(
     lines: list[dict[str, object]] = [dict(way.told) for way in ways]
     for line, way in zip(lines, ways, strict=True):
         for name, malloc in (("peak_mb", {}), ("in_use_mb", GIVE_BACK)):
-            found = {
-                str(frames): _peaks(given, way, one(way), malloc, frames) for frames in given.frames
-            }
+            found: dict[str, list[float]] = {}
+            for frames in given.frames:
+                found[str(frames)], line["code_mb"] = _peaks(given, way, one(way), malloc, frames)
             line[name] = {frames: median(peaks) for frames, peaks in found.items()}
             line[f"{name[:-3]}_spread"] = {
                 f: [min(peaks), max(peaks)] for f, peaks in found.items()
@@ -303,14 +310,15 @@ def compare(
 
 def _peaks(
     given: argparse.Namespace, way: Way, one: list[str], malloc: dict[str, str], frames: int
-) -> list[float]:
-    """Of fresh processes."""
+) -> tuple[list[float], float]:
+    """Of fresh processes, and the part of the last one that is code."""
     peaks = []
     for _ in range(given.processes):
         worker = Worker(given, way, one, malloc)
         peaks.append(worker.ask("peak", frames))
+        code = worker.ask("code", frames)
         worker.end()
-    return peaks
+    return peaks, code
 
 
 def _take_turns(

@@ -27,6 +27,7 @@ from ...wan.cost import (
 from ...wan.plan import RunPlan, describe
 from ...wan.shapes import LatentShape, token_grid
 from ...wan.solvers import SOLVERS
+from .batch import TOGETHER
 from .designs import design_of_run
 from .interrupt import ATTENTION
 from .manifest import attention_name
@@ -62,7 +63,7 @@ def forecast_run(
     plan = guider.plan_run(sigmas)
     batch, shape = samples.shape[0], LatentShape(*samples.shape[1:])
     design = design_of_run(guider.models, samples.shape)
-    networks = replace(networks_of(guider.models), memory=design.memory)
+    networks = replace(networks_of(guider.models), memory=design.memory, together=TOGETHER)
     measured = _measured.get(_kind(guider.models, networks))
     if measured is None and time_it:
         device = guider.models[0].load_device

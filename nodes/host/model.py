@@ -32,6 +32,7 @@ from ...wan.transformer import EXACT, Memory, SelfAttention, Text, Tokens, WanTr
 from ...wan.transformer.blocks import Branch
 from . import compat
 from .attention import HostAttention, adds_bias
+from .batch import of_sample, samples_at_once
 from .held import held
 from .mapped import settle
 from .patches import changed_at_use, patch_at_use
@@ -128,6 +129,17 @@ class HostTransformer(WanTransformer):
         options = transformer_options or {}
         context = self._cut(context)
         self._check(x)
+        if samples_at_once(tuple(x.shape)) == len(x):
+            return self._samples(x, timestep, context, options)
+        each = zip(x.split(1), timestep.expand(len(x)).split(1), context.split(1), strict=True)
+        return torch.cat(
+            [self._samples(*one, of_sample(options, i, len(x))) for i, one in enumerate(each)]
+        )
+
+    def _samples(
+        self, x: Tensor, timestep: Tensor, context: Tensor, options: dict[str, Any]
+    ) -> Tensor:
+        """All samples of ``x`` side by side."""
         grid = token_grid(*x.shape[2:])
         text = self.readings.of(self, context, x.dtype, few=adds_bias(options))
         hidden, time, tokens = self.embed(x, timestep, text, grid)
@@ -242,7 +254,8 @@ class HostModel(comfy.model_base.WAN21):
         memory = self.diffusion_model.memory
         needed: float = activation_bytes(config, tuple(input_shape), dtype, device, memory)
         if not (mm.xformers_enabled() or mm.pytorch_attention_flash_attention()):
-            needed = max(needed, super().memory_required(input_shape, shapes))
+            seen = [samples_at_once(tuple(input_shape)), *input_shape[1:]]
+            needed = max(needed, super().memory_required(seen, shapes))
         kept = 2 * texts * rows * config.dim * config.num_layers * mm.dtype_size(dtype)
         return needed + kept + unpacking_bytes(self.diffusion_model)
 
@@ -263,7 +276,7 @@ def activation_bytes(
         config=config, dtype=dtype, device=device, stored=torch.float8_e4m3fn, memory=memory
     )
     beside = SUMMED * prod(shape) * torch.float32.itemsize
-    return step_bytes(expert, LatentShape(*shape[1:]), batch=shape[0]).peak + beside
+    return step_bytes(expert, LatentShape(*shape[1:]), batch=samples_at_once(shape)).peak + beside
 
 
 class ModelConfig(comfy.supported_models.WAN21_T2V):

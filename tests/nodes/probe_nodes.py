@@ -207,6 +207,77 @@ class WanProbeMemory:
         return (" ".join(f"{ratio:.3f}" for ratio in ratios),)
 
 
+def batch_growth(model):
+    """Peak and estimate of two samples over those of one, where each is a long clip; without numbers."""
+    home = sys.modules[type(model.model).__module__]
+    network, config = type(model.model.diffusion_model), model.model.diffusion_model.config
+    config = dataclasses.replace(config, dim=5120, ffn_dim=13824, num_heads=40, num_layers=1)
+    device, dtype = torch.device("meta"), torch.bfloat16
+    wide = network(config=config, operations=comfy.ops.manual_cast, dtype=dtype, device=device)
+    flash = {"optimized_attention_override": lambda _, *a, **k: attention_pytorch(*a, **k)}
+    seen, told = [], []
+    for samples in (1, 2):
+        x = torch.zeros(samples, 16, 9, 96, 96, dtype=dtype, device=device)
+        context = torch.zeros(samples, 512, config.text_dim, dtype=dtype, device=device)
+        with PeakStorage() as peak:
+            wide(x, torch.zeros(samples, device=device), context, transformer_options=flash)
+        seen.append(peak.peak)
+        told.append(home.activation_bytes(config, tuple(x.shape), dtype, "cuda"))
+    return seen[1] / seen[0], told[1] / told[0]
+
+
+def one_by_one(model):
+    """What a patch of a block sees of four samples of two conditionings that go one after the other,
+    each of which comes out as it does alone, and how far that is from all side by side."""
+    network = model.model.diffusion_model
+    batch = sys.modules[type(network).__module__.rpartition(".")[0] + ".batch"]
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(4, 16, 2, 4, 4, generator=generator)
+    context = torch.randn(4, 7, network.config.text_dim, generator=generator)
+    timestep, seen = torch.tensor([900.0, 800.0, 700.0, 600.0]), []
+
+    def look(args, extra):
+        seen.append((len(args["img"]), *args["transformer_options"]["cond_or_uncond"]))
+        return extra["original_block"](args)
+
+    def run(where, chunks):
+        options = {
+            "cond_or_uncond": chunks,
+            "patches_replace": {"dit": {("double_block", 0): look}},
+        }
+        return network(x[where], timestep[where], context[where], transformer_options=options)
+
+    with torch.inference_mode():
+        beside = run(slice(None), [1, 0])
+        seen.clear()
+        before, batch.TOGETHER = batch.TOGETHER, 0
+        try:
+            after = run(slice(None), [1, 0])
+        finally:
+            batch.TOGETHER = before
+        told = " ".join(f"{count}:{chunk}" for count, chunk in seen)
+        alone = torch.cat([run(slice(i, i + 1), [0]) for i in range(4)])
+    assert torch.equal(after, alone)
+    return told, float((after - beside).norm() / beside.norm())
+
+
+class WanProbeBatch:
+    """:func:`batch_growth` and :func:`one_by_one`."""
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "run"
+    CATEGORY = "tests"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",)}}
+
+    def run(self, model):
+        seen, told = batch_growth(model)
+        patch, off = one_by_one(model)
+        return (f"{seen:.3f} {told:.3f} {off:.2e} {patch}",)
+
+
 class WanProbeUnpacking:
     """What a packed MODEL asks for beyond its unpacked twin, over the peak of using its largest weight.
 
@@ -401,4 +472,5 @@ NODE_CLASS_MAPPINGS = {
     "WanProbeSampler": WanProbeSampler,
     "WanProbeMemory": WanProbeMemory,
     "WanProbeUnpacking": WanProbeUnpacking,
+    "WanProbeBatch": WanProbeBatch,
 }

@@ -97,3 +97,15 @@ def test_the_next_file_is_read_during_the_last_step_before_it(host):
     assert told.index("high ran step 1") < told.index(advice) < told.index("low ran step 3")
     told.remove(advice)
     assert told == [f"{'high' if step < 3 else 'low'} ran step {step}" for step in range(STEPS)]
+
+
+def test_guidance_never_doubles_what_a_forward_holds(host):
+    graph = {LOADER: base_graph()[LOADER]}
+    graph["batch"] = node("WanProbeBatch", model=(LOADER, 0))
+    graph["told"] = node("PreviewAny", source=("batch", 0))
+    seen, told, off, *patched = host.run(graph)["told"]["text"][0].split()
+    # Measured 1.015 and 1.025, because latents and velocities are there twice; side by side 1.90.
+    assert 1 < float(seen) < 1.05
+    assert 1 < float(told) < 1.05
+    assert float(off) < 1e-5  # measured 4.6e-7
+    assert patched == ["1:1", "1:1", "1:0", "1:0"]

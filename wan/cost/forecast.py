@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
+from math import inf, prod
 
 import torch
 
@@ -12,10 +12,11 @@ from ..config import TextConfig, TransformerConfig, VAEConfig
 from ..plan import RunPlan
 from ..shapes import SPATIAL_STRIDE, LatentShape, pixel_frames, pixel_size, token_grid
 from ..transformer import EXACT, Memory
-from ..vae import decode_bytes, tiny_bytes
+from ..vae import COUNTED, decode_bytes, decode_dtype, strips_for, tiny_bytes
 from .flops import forward_flops
 from .forwards import StageForwards, count_forwards, evaluated_levels
 from .memory import Expert, step_bytes, text_bytes
+from .room import device_bytes
 from .timing import Measurement
 
 TEXT, SAMPLING, DECODING = "text", "sampling", "decoding"
@@ -47,6 +48,8 @@ class Networks:
         vae: sizes of the VAE and its weights; None leaves it out.
         tiny: whether a tiny decoder stands in for the VAE.
         memory: what a forward of an expert holds how.
+        together: tokens up to which all clips and both prompts go through an expert side by side, and
+            beyond which one after the other; None for all clips with one prompt at a time.
     """
 
     transformer: TransformerConfig
@@ -57,6 +60,7 @@ class Networks:
     vae: tuple[VAEConfig, Weights] | None = None
     tiny: bool = False
     memory: Memory = EXACT
+    together: int | None = None
 
     @property
     def all(self) -> list[Weights]:
@@ -167,21 +171,22 @@ def make_forecast(
         stored=networks.experts[0].dtype,
         memory=networks.memory,
     )
-    step = step_bytes(
-        expert,
-        shape,
-        solver=solver,
-        guided=sum(stage.forwards for stage in stages) > len(levels),
-        batch=batch,
-    )
+    guided = sum(stage.forwards for stage in stages) > len(levels)
+    tokens = token_grid(*shape[1:]).tokens
+    step = step_bytes(expert, shape, solver=solver, guided=guided, batch=batch)
+    peak, samples = step.peak, batch
+    if networks.together is not None:
+        samples = batch * (2 if guided else 1)
+        samples = samples if samples * tokens <= networks.together else 1
+    if samples != batch:
+        peak = step_bytes(expert, shape, solver=solver, guided=guided, batch=samples).peak
     height, width = pixel_size(shape.height, shape.width)
     frames = batch * pixel_frames(shape.frames)
-    tokens = token_grid(*shape[1:]).tokens
     return Forecast(
         stages=stages,
         forward_flops=batch * forward_flops(networks.transformer, tokens),
         measured=measured,
-        phases=_phases(networks, step.peak, height, width, batch * prod(shape) * 4),
+        phases=_phases(networks, peak, height, width, batch * prod(shape) * 4),
         mapped=sum(weights.nbytes for weights in networks.all),
         state=(RING + len([stage for stage in stages if stage.steps]) - 1) * step.state,
         latents=batch * prod(shape) * 4,
@@ -201,10 +206,20 @@ def _phases(
     found.append(Phase(name=SAMPLING, weights=largest, working=step))
     if networks.vae is not None:
         vae, weights = networks.vae
+        dtype = decode_dtype(networks.device)
         if networks.tiny:
             grid = height // SPATIAL_STRIDE, width // SPATIAL_STRIDE
-            decoding = tiny_bytes(*grid, torch.float32)
+            decoding = tiny_bytes(*grid, dtype)
         else:
-            decoding = decode_bytes(height, width, vae, torch.float32)
+            room = COUNTED * (_decoding_room(networks.device) - weights.nbytes - latents)
+            plan = strips_for(height, width, vae, dtype, room)
+            decoding = decode_bytes(height, width, vae, dtype, plan)
         found.append(Phase(name=DECODING, weights=weights.nbytes, working=latents + decoding))
     return tuple(found)
+
+
+def _decoding_room(device: str) -> float:
+    """Bytes by which a plan for decoding is chosen; not where no CUDA device is, see ``decode_within``."""
+    if device == "cuda" and torch.cuda.is_available():
+        return device_bytes(torch.device(device))
+    return inf
