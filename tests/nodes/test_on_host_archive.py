@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import zipfile
 from urllib.error import HTTPError
 from urllib.parse import quote
@@ -11,6 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 from wanexperts.comfy_server import ROOT, Host
+from wanexperts.tests.archive import archived
 
 from .checkouts import CHECKOUTS
 
@@ -20,19 +20,9 @@ LEFT_OUT = ("tests/", "benchmarks/", ".ci/", ".github/")
 MEGABYTES = 15
 
 
-def tracked(*options):
-    told = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", *options], cwd=ROOT, capture_output=True, check=True
-    )
-    return set(filter(None, told.stdout.decode().split("\0")))
-
-
 @pytest.fixture(scope="module")
 def names():
-    """What the registry packs: tracked files, less those of ``.comfyignore``."""
-    if not (ROOT / ".git").exists():
-        pytest.skip("not a git checkout: what is tracked is not known; run it in a clone")
-    return tracked() - tracked("--ignored", "--exclude-from=.comfyignore")
+    return archived()
 
 
 @pytest.fixture(scope="module")
