@@ -28,6 +28,12 @@ OVERHANG = """id => {
   const bottom = (document.querySelector('video').getBoundingClientRect().bottom - top) / scale;
   return bottom - offset[1] - node.pos[1] - node.size[1];
 }"""
+PLACE = """([id, name]) => {
+  const node = app.graph.getNodeById(id), {scale, offset} = app.canvas.ds;
+  const row = node.widgets.find(widget => widget.name === name).last_y + 10;
+  const {left, top} = app.canvas.canvas.getBoundingClientRect();
+  return [left + (node.pos[0] + node.size[0] / 2 + offset[0]) * scale, top + (node.pos[1] + row + offset[1]) * scale];
+}"""
 WRONG = """() => app.graph._nodes.filter(node =>
   !LiteGraph.registered_node_types[node.type] || node.has_errors || node.inputs?.some(i => i.hasErrors)
 ).map(node => node.type)"""
@@ -164,10 +170,13 @@ def test_the_ui_in_chinese(canvas: Canvas) -> None:
             canvas.page.locator(".wan-timeline div").inner_text()
             == "9 高噪 · 11 低噪 · 自动，假定模型分界为 0.875"
         )
-        names = ROOT / "locales" / "zh" / "nodeDefs.json"
-        if names.is_file():
-            wanted = json.loads(names.read_text("utf-8"))["WanExpertsSampler"]["display_name"]
-            assert canvas.page.evaluate(f"() => app.graph.getNodeById({SAMPLER}).title") == wanted
+        words = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+        wanted = words["WanExpertsSampler"]
+        title = canvas.page.evaluate(f"() => app.graph.getNodeById({SAMPLER}).title")
+        assert title == wanted["display_name"]
+        canvas.page.mouse.move(*canvas.page.evaluate(PLACE, [SAMPLER, "steps"]))
+        tooltip = canvas.page.locator(".node-tooltip").inner_text()
+        assert tooltip == wanted["inputs"]["steps"]["tooltip"]
         canvas.screenshot(f"chinese-{canvas.host.version}")
     finally:
         canvas.host.post("/settings", {"Comfy.Locale": "en"})
