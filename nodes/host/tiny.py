@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import comfy.latent_formats
@@ -16,11 +15,11 @@ from torch import Tensor, nn
 
 from ...wan.checkpoint import load_decoder, place
 from ...wan.config import VAEConfig
-from ...wan.vae import TinyVAE, WanVAE, tiny_bytes
+from ...wan.vae import COUNTED, TinyVAE, WanVAE, tiny_bytes
 from ...wan.video import to_uint8
 from . import files
 from .quant import META
-from .vae import COUNTED, HostVAE, check_latents
+from .vae import HostVAE
 
 log = logging.getLogger(__name__)
 
@@ -40,16 +39,6 @@ class HostTinyVAE(HostVAE):
 
     def _decode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
         return tiny_bytes(shape[-2], shape[-1], dtype) / COUNTED
-
-    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
-        """Decode one clip as it comes, see :meth:`.HostVAE.decode_stream`."""
-        check_latents(latents, self.config.z_dim)
-        needed = self._decode_bytes(latents.shape, self.vae_dtype)
-        mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
-        latents = latents.to(self.device, self.vae_dtype)
-        for chunk in self.first_stage_model.decode_stream(latents):
-            mm.throw_exception_if_processing_interrupted()
-            yield chunk.to(self.output_device).float()
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Raise ValueError: what is encoded is seen by every step, which an approximation would spoil."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,19 +22,14 @@ from ...wan.shapes import (
     pixel_size,
 )
 from ...wan.vae import (
-    DecodePlan,
+    COUNTED,
     WanVAE,
     decode_bytes,
+    decode_within,
     encode_bytes,
-    next_plan,
     strips_for,
 )
 from .quant import META
-
-log = logging.getLogger(__name__)
-
-COUNTED = 0.85
-"""Share of the memory in use that the layers account for; the rest is left to kernels and gaps."""
 
 
 class HostVAE(comfy.sd.VAE):
@@ -93,21 +87,16 @@ class HostVAE(comfy.sd.VAE):
     def _decode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
         """What to ask the host for: the need of the fastest plan this device could hold at all."""
         reserved = self.patcher.model_size() + mm.extra_reserved_memory()
-        plan = self._plan(shape, dtype, mm.get_total_memory(self.device) - reserved)
-        return decode_bytes(*pixel_size(*shape[-2:]), self.config, dtype, plan) / COUNTED
+        room = COUNTED * (mm.get_total_memory(self.device) - reserved)
+        size = pixel_size(*shape[-2:])
+        plan = strips_for(*size, self.config, dtype, room)
+        return decode_bytes(*size, self.config, dtype, plan) / COUNTED
 
     def _encode_bytes(self, shape: Any, dtype: torch.dtype) -> float:
         return encode_bytes(shape[-2], shape[-1], self.config, dtype) / COUNTED
 
-    def _plan(self, shape: Any, dtype: torch.dtype, free: float) -> DecodePlan:
-        return strips_for(*pixel_size(*shape[-2:]), self.config, dtype, free * COUNTED)
-
     def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
-        """Decode one clip as it comes.
-
-        Where memory is short the clip is decoded in strips, which give the same frames. If it runs out
-        on the way, the clip is run again in smaller strips up to the frame it stopped at, and
-        goes on from there: no frame is given twice.
+        """Decode one clip as it comes, by the memory that is free: see :func:`decode_within`.
 
         Args:
             latents: (1, C, T, h, w) raw latents, as on the LATENT socket.
@@ -117,32 +106,18 @@ class HostVAE(comfy.sd.VAE):
 
         Raises:
             ValueError: latents of another kind of VAE.
+            torch.cuda.OutOfMemoryError: memory ran out in every plan.
         """
         check_latents(latents, self.config.z_dim)
         needed = self._decode_bytes(latents.shape, self.vae_dtype)
         mm.load_models_gpu([self.patcher], memory_required=needed, force_full_load=True)
-        plan: DecodePlan | None = self._plan(
-            latents.shape, self.vae_dtype, mm.get_free_memory(self.device)
-        )
+        free = mm.get_free_memory(self.device)
         latents = latents.to(self.device, self.vae_dtype)
-        done = 0
-        while plan is not None:
-            try:
-                for index, chunk in enumerate(self.first_stage_model.decode_stream(latents, plan)):
-                    mm.throw_exception_if_processing_interrupted()
-                    if index == done:
-                        done += 1
-                        yield chunk.to(self.output_device).float()
-                return
-            except torch.cuda.OutOfMemoryError:
-                height = pixel_size(*latents.shape[-2:])[0]
-                if (smaller := next_plan(height, plan)) is None:
-                    raise
-                log.warning(
-                    "Out of memory at latent frame %d with %s; trying %s", done, plan, smaller
-                )
-                plan = smaller
-            mm.soft_empty_cache()
+        yield from decode_within(self.first_stage_model, latents, free, self._finished)
+
+    def _finished(self, chunk: Tensor) -> Tensor:
+        mm.throw_exception_if_processing_interrupted()
+        return chunk.to(self.output_device).float()
 
     def decode(self, samples_in: Tensor, vae_options: Any = None, **_: Any) -> Tensor:
         """Raw latents ``(B, C, T, h, w)`` or ``(B, C, h, w)`` to ``(B, F, H, W, 3)`` in [0, 1]."""

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from wanexperts.tests.wan.clips import files_end_at, mp4_tags, png_tags, psnr, read_planes
 from wanexperts.tests.wan.family import write_family
 from wanexperts.wan.checkpoint import BUNDLED, load_vae
-from wanexperts.wan.cli import decode, main
+from wanexperts.wan.cli import main
 from wanexperts.wan.cli.generate import KEPT
+from wanexperts.wan.pipeline import decoding
 from wanexperts.wan.video import frame_name, read_png, to_frames
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -240,7 +241,7 @@ def refusal(capsys, *arguments: object, code: int = 2) -> str:
 def test_bad_input_is_one_sentence_before_any_weight_is_read(
     vae: Path, tmp_path: Path, capsys, monkeypatch, arguments: list, sentence: str
 ) -> None:
-    monkeypatch.setattr(decode, "load_decoder", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(decoding, "load_decoder", lambda *_, **__: pytest.fail("weights were read"))
     source = comfy_latent(tmp_path / "a.latent", raw())
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()

@@ -12,7 +12,8 @@ from wanexperts.tests.wan.clips import CLIP, png_tags, smooth
 from wanexperts.tests.wan.family import write_family
 from wanexperts.tests.wan.tiny_files import NORMALIZED, RAW, write_tiny
 from wanexperts.wan.checkpoint import load_decoder
-from wanexperts.wan.cli import decode, main
+from wanexperts.wan.cli import main
+from wanexperts.wan.pipeline import decoding
 from wanexperts.wan.video import StillWriter, frame_name, open_writer, read_png, to_frames
 
 
@@ -58,7 +59,7 @@ def test_a_prompt_becomes_one_image(parts, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["decode", "generate"])
 def test_a_clip_is_not_one_image(parts, tmp_path: Path, capsys, monkeypatch, command) -> None:
-    monkeypatch.setattr(decode, "load_decoder", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(decoding, "load_decoder", lambda *_, **__: pytest.fail("weights were read"))
     out = tmp_path / "still.png"
     given = {
         "decode": [latents(tmp_path, 2), "--vae", parts["vae"]],

@@ -40,10 +40,9 @@ import folder_paths  # noqa: E402
 import latent_preview  # noqa: E402
 import torch  # noqa: E402
 from wanexperts.nodes.host import parts, tiny, watch  # noqa: E402
-from wanexperts.nodes.host.vae import COUNTED  # noqa: E402
 from wanexperts.tests.wan.tiny_files import NORMALIZED, RAW, tiny_state, write_tiny  # noqa: E402
 from wanexperts.wan.config import VAEConfig  # noqa: E402
-from wanexperts.wan.vae import TinyVAE, tiny_bytes  # noqa: E402
+from wanexperts.wan.vae import COUNTED, TinyVAE, tiny_bytes  # noqa: E402
 
 FRAMES = (1, 2, 5, 9)
 FORMAT = comfy.latent_formats.Wan21()

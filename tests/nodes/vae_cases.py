@@ -34,10 +34,10 @@ enter(sys.argv[1])
 
 import comfy.model_management as mm  # noqa: E402
 import torch  # noqa: E402
-from wanexperts.nodes.host.vae import COUNTED, HostVAE  # noqa: E402
+from wanexperts.nodes.host.vae import HostVAE  # noqa: E402
 from wanexperts.tests.helpers import random_state  # noqa: E402
 from wanexperts.wan.config import VAEConfig  # noqa: E402
-from wanexperts.wan.vae import PLANS, WanVAE, decode_bytes  # noqa: E402
+from wanexperts.wan.vae import COUNTED, PLANS, WanVAE, decode_bytes  # noqa: E402
 
 CONFIG = VAEConfig(dim=16)
 WEIGHTS = random_state(WanVAE(CONFIG), seed=0)

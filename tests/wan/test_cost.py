@@ -17,6 +17,7 @@ from wanexperts.wan import cost
 from wanexperts.wan.attention import Attention, sdpa
 from wanexperts.wan.checkpoint import open_checkpoint
 from wanexperts.wan.config import T2V_A14B, TINY, SamplingConfig, TransformerConfig
+from wanexperts.wan.cost import forecast
 from wanexperts.wan.cost.live import LiveBytes
 from wanexperts.wan.cost.memory import _cpu_attention
 from wanexperts.wan.guidance import Guidance, cfg, parse_guidance
@@ -25,7 +26,7 @@ from wanexperts.wan.schedule import Schedule, make_schedule
 from wanexperts.wan.shapes import LatentShape, latent_shape, token_grid
 from wanexperts.wan.solvers import SOLVERS, START
 from wanexperts.wan.transformer import WanTransformer
-from wanexperts.wan.vae import tiny_bytes
+from wanexperts.wan.vae import PLANS, DecodePlan, decode_bytes, tiny_bytes
 
 from .tiny_files import write_tiny
 
@@ -268,6 +269,41 @@ def test_a_measurement_of_another_shape_is_scaled_by_operations() -> None:
     assert told.seconds_for(250) == 5.0
 
 
+def test_what_was_measured_is_used_as_near_as_it_is() -> None:
+    kept = cost.Measured()
+    kept.keep("exact", 1, 1000, seconds=2.0, flops=100)
+    kept.keep("exact", 1, 4000, seconds=9.0, flops=500)
+    kept.keep("int8", 1, 2000, seconds=7.0, flops=220)
+    same = kept.same("exact", 1, 1000)
+    assert same == kept.nearest("exact", 1, 1000)
+    assert same is not None
+    assert (same.seconds, same.source) == (2.0, "the last run of this kind and size")
+    # (clips, tokens of each) -> seconds of the nearest, and what is said of it.
+    for size, wanted in {
+        (1, 1900): (2.0, "a run of another size"),
+        (1, 2100): (9.0, "a run of another size"),
+        (2, 500): (2.0, "a run of another size"),
+        (1, 8000): (9.0, "a run of another size"),
+        (1, 8100): (9.0, "a run of another size, which may be far off"),
+        (1, 36): (2.0, "a run of another size, which may be far off"),
+    }.items():
+        assert kept.same("exact", *size) is None
+        found = kept.nearest("exact", *size)
+        assert found is not None
+        assert (found.seconds, found.source) == wanted
+    assert kept.nearest("compiled", 1, 1000) is None
+    kept.keep("exact", 1, 1000, seconds=3.0, flops=100)
+    assert getattr(kept.same("exact", 1, 1000), "seconds", None) == 3.0
+
+
+def test_measurements_do_not_pile_up() -> None:
+    kept = cost.Measured()
+    for number in range(200):
+        kept.keep("first" if number < 100 else "last", 1, 10 + number, seconds=1.0, flops=1)
+    assert kept.nearest("first", 1, 10) is None
+    assert kept.same("last", 1, 209) is not None
+
+
 def test_without_a_measurement_no_seconds_are_told() -> None:
     schedule = make_schedule("unipc", steps=4, shift=5.0)
     shape = latent_shape(5, 64, 64, channels=16)
@@ -290,8 +326,29 @@ def test_a_tiny_decoder_is_told_by_its_own_need(tmp_path: Path) -> None:
         ).phases[-1]
         for vae in (tiny, None)
     )
-    assert stood_in.working == 4 * 16 * 2 * 8 * 12 + tiny_bytes(8, 12, torch.float32)
+    assert stood_in.working == 4 * 16 * 2 * 8 * 12 + tiny_bytes(8, 12, torch.bfloat16)
     assert stood_in.working < own.working / 3
+
+
+def test_decoding_is_told_in_the_dtype_and_plan_that_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(make_schedule("unipc", steps=4, shift=5.0), "1", "1")
+    shape = latent_shape(5, 720, 1280, channels=16)
+
+    def working(device: str) -> int:
+        given = cost.read_networks(None, None, dtype=torch.bfloat16, device=device)
+        found = cost.make_forecast(plan, given, shape, solver="euler")
+        return found.phases[-1].working - found.latents
+
+    def need(dtype: torch.dtype, way: DecodePlan) -> int:
+        return decode_bytes(720, 1280, T2V_A14B.vae, dtype, way)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert working("cpu") == need(torch.float32, PLANS[0])
+    assert working("cuda") == need(torch.bfloat16, PLANS[0])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(forecast, "device_bytes", lambda _: 44 * 10**8)
+    assert working("cpu") == need(torch.float32, PLANS[0])
+    assert working("cuda") == need(torch.bfloat16, PLANS[3])
 
 
 def test_what_a_forecast_leaves_out_is_told() -> None:

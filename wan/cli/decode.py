@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from .. import __version__
@@ -16,11 +15,10 @@ from ..checkpoint import (
     build_decoder,
     check_keys,
     find_parts,
-    load_decoder,
     open_checkpoint,
-    place,
 )
 from ..config import T2V_A14B, EncodingConfig
+from ..pipeline import decode_frames
 from ..shapes import pixel_frames, pixel_size
 from ..video import (
     FORMATS,
@@ -31,7 +29,6 @@ from ..video import (
     check_latents,
     open_writer,
     read_audio,
-    to_frames,
 )
 from .bar import Bar
 from .device import torch_device
@@ -107,7 +104,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
         folder=given.out if in_folder else None,
     )
     write_clip(
-        decoded(path, latents, device, writer.bits), writer,
+        decode_frames(path, latents, device, bits=writer.bits), writer,
         total=total, bar=bar, sheet=given.contact_sheet,
     )  # fmt: skip
     for output in outputs:
@@ -172,12 +169,3 @@ def run_fps(saved: SavedLatents) -> float:
     if isinstance(told, (int, float)) and math.isfinite(told) and told > 0:
         return told
     return T2V_A14B.sampling.fps
-
-
-@torch.no_grad()
-def decoded(path: Path, latents: Tensor, device: torch.device, bits: int) -> Iterator[Tensor]:
-    """Frames (n, H, W, 3) of ``bits`` as they come, n = 1, 4, 4, ...; memory does not grow with length."""
-    vae = load_decoder(path, dtype=torch.float32)
-    place(vae, device, torch.float32)
-    for video in vae.decode_stream(latents.to(device, torch.float32)):
-        yield to_frames(video[0], bits).cpu()

@@ -5,12 +5,14 @@ weights that is timed when asked, or from an earlier run.
 """
 
 from .advice import Circumstances, advice
-from .designs import AUTO, CHOICES, Choice, choose_design, device_bytes
+from .designs import AUTO, CHOICES, Choice, choose_design
 from .flops import block_flops, forward_flops
 from .forecast import SAMPLING, Forecast, Networks, Phase, Weights, make_forecast
 from .forwards import StageForwards, count_forwards, evaluated_levels
+from .measured import Measured
 from .memory import Expert, StepBytes, step_bytes, text_bytes
 from .networks import held_weights, read_networks
+from .room import device_bytes
 from .text import duration, forecast_lines, quantity
 from .timing import Measurement, time_block
 
@@ -22,6 +24,7 @@ __all__ = [
     "Circumstances",
     "Expert",
     "Forecast",
+    "Measured",
     "Measurement",
     "Networks",
     "Phase",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +13,6 @@ from .text import quantity
 AUTO = "auto"
 CHOICES = (AUTO, *DESIGNS)
 """What a person may ask for: a design by its name, or the first that fits."""
-RESERVED = 0.1
-"""Part of a device that others have: the system, a display, the CUDA context, an allocator's gaps."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,17 +60,3 @@ def choose_design(
         note=f"memory {memory.name}: {memory.told}; the exact design would take "
         f"{quantity(exact, 'B')} of the {quantity(room, 'B')} there are for it{short}",
     )
-
-
-def device_bytes(device: torch.device) -> int:
-    """Memory of a whole device less what others have of it: the same at each call, whatever is free.
-
-    ``sys.maxsize`` where nobody tells.
-    """
-    if device.type == "cuda":
-        total: int = torch.cuda.get_device_properties(device).total_memory
-    elif hasattr(os, "sysconf"):
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    else:  # Windows does not tell without more
-        return sys.maxsize
-    return int((1 - RESERVED) * total)

@@ -20,7 +20,7 @@ from ..files.header import DTYPES
 from ..quant import packed_shape
 from ..text import UMT5Encoder
 from ..transformer import WanTransformer
-from ..vae import WanVAE
+from ..vae import WanVAE, decode_dtype
 from .forecast import Networks, Weights
 from .live import META
 
@@ -42,8 +42,8 @@ def read_networks(
 ) -> Networks:
     """The networks of these files on a kind of device; a missing one (None) is of ``family`` in bfloat16.
 
-    Experts keep weights narrower than ``dtype`` and packed ones as they are; VAE and text encoder run
-    in float32 and keep theirs likewise.
+    Experts keep weights narrower than ``dtype`` and packed ones as they are; the text encoder
+    runs in float32 and keeps its likewise, the VAE in what it decodes in on this kind of device.
 
     Raises:
         ValueError: a file is of another model.
@@ -54,7 +54,6 @@ def read_networks(
     vae_config = detect_vae_config(vae) if vae else family.vae
     usual = None if high and low else _published(WanTransformer(config, device=META))
     experts = [(held_weights(e, dtype) if e else usual) for e in (high, low)]
-    wide = torch.float32
     return Networks(
         transformer=config,
         dtype=dtype,
@@ -62,11 +61,15 @@ def read_networks(
         experts=tuple(weights for weights in experts if weights is not None),
         text=(
             text_config,
-            held_weights(text, wide) if text else _published(UMT5Encoder(text_config, device=META)),
+            held_weights(text, torch.float32)
+            if text
+            else _published(UMT5Encoder(text_config, device=META)),
         ),
         vae=(
             vae_config,
-            held_weights(vae, wide) if vae else _published(WanVAE(vae_config, device=META)),
+            held_weights(vae, decode_dtype(device))
+            if vae
+            else _published(WanVAE(vae_config, device=META)),
         ),
         tiny=vae is not None and vae.is_tiny,
     )

@@ -5,6 +5,7 @@ network is in memory at a time: the text encoder leaves before the high-noise ex
 low-noise expert is read at the switch, when the other one has left.
 """
 
+from .decoding import decode_frames
 from .kernels import Kernels
 from .loras import LoraUse
 from .request import AUTO, Phase, Plan, Request, make_plan
@@ -19,5 +20,6 @@ __all__ = [
     "Pipeline",
     "Plan",
     "Request",
+    "decode_frames",
     "make_plan",
 ]

@@ -20,7 +20,6 @@ from ..checkpoint import (
     detect_vae_config,
     family_defaults,
     give_tokenizer,
-    load_decoder,
     load_text_encoder,
     open_checkpoint,
     place,
@@ -35,7 +34,7 @@ from ..state import Keeper, RunKeys, RunState, Store
 from ..text import encode_prompt
 from ..transformer import EXACT, Memory
 from ..vae import denormalize
-from ..video import to_uint8
+from .decoding import decode_frames
 from .experts import Compute, Networks, Weights
 from .kernels import USUAL, Kernels
 from .keys import branch_points, name_run
@@ -77,8 +76,8 @@ class Pipeline:
         high, low, vae, text: the four files.
         defaults: settings of the family.
         device: where networks run.
-        dtype: compute dtype of the experts; text and VAE run in float32, as ComfyUI's text encoder
-            and the official VAE do.
+        dtype: compute dtype of the experts; text runs in float32, as ComfyUI's encoder does, the VAE in
+            what :func:`~.vae.decode_dtype` says.
         loras: ``high`` or ``low`` -> its LoRAs with their strengths, in the order they act.
         stream: when blocks of experts are read from disk as they run, see ``source.py``; the numbers
             are the same.
@@ -270,14 +269,12 @@ class Pipeline:
 
         return rescue
 
-    @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """Frames of raw latents (1, 16, T, h, w), as they come: (n, H, W, 3) uint8, n = 1, 4, 4, ..."""
-        log.info("reading %s", self.vae.path)
-        vae = load_decoder(self.vae.path, dtype=torch.float32)
-        place(vae, self.device, torch.float32)
-        for video in vae.decode_stream(latents.to(self.device, torch.float32)):
-            yield to_uint8(video[0]).cpu()
+        """Frames of raw latents (1, 16, T, h, w) as they come: (n, H, W, 3) uint8, n = 1, 4, 4, ...
+
+        See :func:`.decode_frames`.
+        """
+        return decode_frames(self.vae.path, latents, self.device)
 
     def generate(self, request: Request, callback: Callback | None = None) -> Iterator[Tensor]:
         """Frames of a request, streamed as :meth:`decode` gives them; sampling runs at the call."""

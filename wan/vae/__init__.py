@@ -1,10 +1,13 @@
 """The causal streaming video VAE."""
 
 from .causal import CausalCache as CausalCache
+from .decoding import decode_dtype as decode_dtype
+from .decoding import decode_within as decode_within
+from .memory import COUNTED as COUNTED
 from .memory import PLANS as PLANS
 from .memory import decode_bytes as decode_bytes
 from .memory import encode_bytes as encode_bytes
-from .memory import next_plan as next_plan
+from .memory import plans_from as plans_from
 from .memory import strips_for as strips_for
 from .model import RGB as RGB
 from .model import WanVAE as WanVAE

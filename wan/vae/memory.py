@@ -31,6 +31,8 @@ PLANS = (
 """Every plan that is considered, the fastest first. Frames go one at a time, so most of the memory is
 the past: strips alone save little, and much once the past of some is moved away. With all of it moved
 the part that runs whole is the widest, and more strips would not help."""
+COUNTED = 0.85
+"""Share of the memory in use that the layers account for; the rest is left to kernels and gaps."""
 _NORM_ELEMENTS = 1 << 22
 _KERNEL_WEIGHTS = 3
 """Copies of the largest weight a convolution may make: in another dtype, order and block layout."""
@@ -110,17 +112,18 @@ def strips_for(
     height: int, width: int, config: VAEConfig, dtype: torch.dtype, budget_bytes: float
 ) -> DecodePlan:
     """The fastest plan whose :func:`decode_bytes` fit the budget, or the smallest there is."""
-    plans = _possible(height)
-    needs = {plan: decode_bytes(height, width, config, dtype, plan) for plan in plans}
-    fitting = [plan for plan in plans if needs[plan] <= budget_bytes]
-    return fitting[0] if fitting else min(plans, key=lambda plan: needs[plan])
+    needs: dict[DecodePlan, int] = {}
+    for plan in _possible(height):
+        needs[plan] = decode_bytes(height, width, config, dtype, plan)
+        if needs[plan] <= budget_bytes:
+            return plan
+    return min(needs, key=lambda plan: needs[plan])
 
 
-def next_plan(height: int, plan: DecodePlan) -> DecodePlan | None:
-    """The plan to try when memory ran out in ``plan``, or None after the last."""
+def plans_from(height: int, plan: DecodePlan) -> list[DecodePlan]:
+    """``plan``, one of those that :func:`strips_for` chooses from, and what to try after it in turn."""
     plans = _possible(height)
-    after = plans[plans.index(plan) + 1 :] if plan in plans else plans[-1:]
-    return after[0] if after else None
+    return plans[plans.index(plan) :]
 
 
 def _possible(height: int) -> list[DecodePlan]:
