@@ -14,7 +14,7 @@ from ...wan.config import TransformerConfig
 from ...wan.cost import (
     Circumstances,
     Forecast,
-    Measurement,
+    Measured,
     Networks,
     Weights,
     advice,
@@ -28,16 +28,17 @@ from ...wan.plan import RunPlan, describe
 from ...wan.shapes import LatentShape, token_grid
 from ...wan.solvers import SOLVERS
 from .batch import TOGETHER
+from .compiled import compiled_as
 from .designs import design_of_run
 from .interrupt import ATTENTION
-from .manifest import attention_name
+from .manifest import attention_name, patches_of
 from .model import sampling_of
 from .sampling import WanSampling
 
 log = logging.getLogger(__name__)
 
-_measured: dict[tuple[Any, ...], Measurement] = {}
-"""The last run of each kind since ComfyUI started."""
+_measured = Measured()
+"""Runs since ComfyUI started."""
 
 
 def forecast_run(
@@ -51,7 +52,7 @@ def forecast_run(
         sigmas: (N+1,) noise levels.
         samples: (B, C, T, h, w) of the LATENT.
         time_it: time one block of random weights on the device of the MODELs, where no run of this
-            kind was measured yet.
+            kind and size was measured yet.
 
     Raises:
         ValueError: the guider is none of ours, or its stages do not fit the sigmas.
@@ -64,8 +65,9 @@ def forecast_run(
     batch, shape = samples.shape[0], LatentShape(*samples.shape[1:])
     design = design_of_run(guider.models, samples.shape)
     networks = replace(networks_of(guider.models), memory=design.memory, together=TOGETHER)
-    measured = _measured.get(_kind(guider.models, networks))
-    if measured is None and time_it:
+    size = _kind(guider.models, networks), batch, token_grid(*shape[1:]).tokens
+    measured = _measured.nearest(*size)
+    if time_it and _measured.same(*size) is None:
         device = guider.models[0].load_device
         measured = time_block(networks.transformer, shape, networks.dtype, device)
     name = getattr(sampler, "wan_solver", None)
@@ -118,12 +120,11 @@ def remember(guider: Any, samples: Tensor, seconds_per_call: float | None) -> No
         networks = networks_of(guider.models)
     except ValueError:  # nothing is foretold of such MODELs
         return
-    tokens = token_grid(*samples.shape[2:]).tokens
-    flops = samples.shape[0] * forward_flops(networks.transformer, tokens)
-    measured = Measurement(
-        seconds=seconds_per_call, flops=flops, source="the last run of this kind"
-    )
-    _measured[_kind(guider.models, networks)] = measured
+    networks = replace(networks, memory=design_of_run(guider.models, samples.shape).memory)
+    batch, tokens = samples.shape[0], token_grid(*samples.shape[2:]).tokens
+    flops = batch * forward_flops(networks.transformer, tokens)
+    kind = _kind(guider.models, networks)
+    _measured.keep(kind, batch, tokens, seconds=seconds_per_call, flops=flops)
 
 
 def networks_of(models: tuple[Any, ...]) -> Networks:
@@ -164,7 +165,13 @@ def _stored(model: Any) -> torch.dtype:
 
 
 def _kind(models: tuple[Any, ...], networks: Networks) -> tuple[Any, ...]:
-    return networks.transformer, networks.dtype, networks.experts, str(models[0].load_device)
+    """What decides the seconds of a forward beside its size; patches that weights get at use are some of it."""
+    how = tuple(
+        (compiled_as(model), patches_of(model), bool(getattr(model, "patches", ())))
+        for model in models
+    )
+    own = networks.transformer, networks.dtype, networks.experts, networks.memory
+    return own, str(models[0].load_device), attention_name(), how
 
 
 def _levels(sampler: Any, plan: RunPlan) -> list[float]:
