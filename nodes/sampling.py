@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..wan.config import MotionConfig
+from ..wan.experts import check_order
 from ..wan.guidance import Guidance
 from ..wan.noise import LAYOUTS
 from ..wan.plan import RunPlan
@@ -272,6 +273,14 @@ def _check_run(
     _plan(steps, sampler_name, scheduler, sigma_shift, [motion, *stages] if has_motion else stages)
 
 
+def _check_motion(until: float, switch: str, boundary: float, switch_value: float) -> None:
+    """Whether motion ends before the switch, where the numbers alone say it."""
+    motion = _motion(None, MOTION.guidance, until).switch
+    ends = [each.level for each in (motion, read_switch(switch, boundary, 0, switch_value))]
+    if None not in ends:
+        check_order([*ends, 0.0])
+
+
 class WanExpertsGuider(CheckedNode):
     """Both experts as a GUIDER for SamplerCustomAdvanced."""
 
@@ -305,11 +314,15 @@ class WanExpertsGuider(CheckedNode):
         switch_value: float | None = SWITCH_VALUE,
         cfg_curve_high: str | None = "",
         cfg_curve_low: str | None = "",
+        model_motion: Any = UNLINKED,
+        motion_until: float | None = MOTION.until,
         **_: Any,
     ) -> None:
-        """The step is checked when the sigmas are known."""
+        """What the experts or the sigmas decide is checked when they are known."""
         unless_linked(_guidances, 1.0, 1.0, cfg_curve_high, cfg_curve_low)
         unless_linked(read_switch, switch, boundary, 0, switch_value)
+        if model_motion is None:
+            unless_linked(_check_motion, motion_until, switch, boundary, switch_value)
 
     @classmethod
     def execute(

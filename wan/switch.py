@@ -63,6 +63,15 @@ class Switch:
                 f"{named} step={value:g} is not a whole number of steps; use one that is"
             )
 
+    @property
+    def level(self) -> float | None:
+        """The noise level that the numbers alone say; None where experts or a schedule decide it."""
+        if self.kind == "boundary":
+            return self.value
+        if self.kind == "snr":
+            return sigma_of_snr(self.value)
+        return self.value / TRAIN_TIMESTEPS if self.kind == "timestep" else None
+
     def boundary(self, schedule: Schedule, own: float) -> float:
         """The lowest noise level of the stage that ends here, in a run over ``schedule``.
 
@@ -73,12 +82,8 @@ class Switch:
         """
         if self.kind == "auto":
             return own
-        if self.kind == "boundary":
-            return self.value
-        if self.kind == "snr":
-            return sigma_of_snr(self.value)
-        if self.kind == "timestep":
-            return self.value / TRAIN_TIMESTEPS
+        if self.level is not None:
+            return self.level
         share = self.kind == "fraction"
         step = math.floor(self.value * schedule.steps + 0.5) if share else int(self.value)
         return boundary_at_step(schedule, step, self.named)

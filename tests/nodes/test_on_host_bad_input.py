@@ -113,6 +113,38 @@ def test_refused_before_the_run(host, node_id, inputs, sentence):
     assert re.search(re.escape(sentence), told), told
 
 
+@pytest.mark.parametrize(
+    ("motion", "place", "boundaries"),
+    [
+        (300.0, {"switch": "boundary", "boundary": 0.5}, "[0.3, 0.5, 0.0]"),
+        (860.0, {"switch": "timestep", "switch_value": 900.0}, "[0.86, 0.9, 0.0]"),
+        (860.0, {"switch": "snr", "switch_value": 0.0}, "[0.86, 1.0, 0.0]"),
+    ],
+    ids=["boundary", "timestep", "snr"],
+)
+def test_a_guider_whose_motion_ends_too_late_is_refused_before_the_run(
+    host, motion, place, boundaries
+):
+    from .test_on_host_interop import advanced
+
+    graph = advanced("euler", model_motion=(LOADER, 0), motion_until=motion, **place)
+    with pytest.raises(comfy_server.Refused) as caught:
+        host.run(graph)
+    (problem,) = caught.value.answer["node_errors"]["30"]["errors"]
+    told = f"{problem['message']} {problem['details']}"
+    assert f"stages with boundaries {boundaries} are not in order; put the high-noise stage" in told
+
+
+def test_a_guider_whose_motion_cannot_be_compared_yet_is_not_refused(host):
+    """The sigmas decide where these switch, and say so in the run."""
+    from .test_on_host_interop import advanced
+
+    given = {"model_motion": (LOADER, 0), "motion_until": 300.0}
+    for place in ({"switch": "auto"}, {"switch": "step", "switch_step": 2}):
+        with pytest.raises(comfy_server.HostError, match="are not in order"):
+            host.run(advanced("euler", **given, **place))
+
+
 def test_a_refused_pair_runs_on_demand(host):
     """What would refuse it is the first thing in the report, with the cards of both files."""
     graph = base_graph(noise_seed=1005)

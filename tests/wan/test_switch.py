@@ -36,6 +36,8 @@ def test_every_kind_is_here() -> None:
 def test_all_kinds_can_say_the_official_switch(switch: Switch) -> None:
     boundary = switch.boundary(grid(), OWN)
     assert count_high(grid(), boundary) == 26
+    alone = switch.kind in ("boundary", "snr", "timestep")
+    assert switch.level == (boundary if alone else None)
     if switch.kind not in ("fraction", "step"):
         assert boundary == pytest.approx(0.875, abs=1e-12)
     else:
