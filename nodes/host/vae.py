@@ -106,7 +106,7 @@ class HostVAE(comfy.sd.VAE):
 
         Raises:
             ValueError: latents of another kind of VAE.
-            torch.cuda.OutOfMemoryError: memory ran out in every plan.
+            torch.cuda.OutOfMemoryError: memory ran out in every plan; one sentence.
         """
         check_latents(latents, self.config.z_dim)
         needed = self._decode_bytes(latents.shape, self.vae_dtype)

@@ -129,7 +129,7 @@ def test_an_interrupt_that_became_another_error_is_still_one(
 def test_interrupt_while_decoding_leaves_nothing(models: Path, tmp_path: Path, monkeypatch) -> None:
     decode = Pipeline.decode
 
-    def interrupted(self, latents):
+    def interrupted(self, latents, *, kept):
         yield next(decode(self, latents))
         raise KeyboardInterrupt
 

@@ -20,6 +20,7 @@ from wanexperts.wan.cli.generate import KEPT
 from wanexperts.wan.guidance import parse_guidance
 from wanexperts.wan.pipeline import Pipeline, Request
 from wanexperts.wan.switch import Switch
+from wanexperts.wan.vae import WanVAE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "a red circle moves left"
@@ -99,7 +100,7 @@ def test_a_decoding_that_failed_costs_no_sampling(
 ) -> None:
     arguments = _arguments(parts, tmp_path / "out.mp4")
 
-    def broken(self, latents):
+    def broken(self, latents, *, kept):
         raise OSError("the disk is full")
         yield
 
@@ -110,6 +111,30 @@ def test_a_decoding_that_failed_costs_no_sampling(
         "wanexperts.wan.pipeline.system.sample", lambda *_, **__: pytest.fail("sampled again")
     )
     assert main(arguments) == 0
+
+
+def test_decoding_without_memory_says_where_the_latents_are(
+    parts, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def decode_stream(self, latents, plan):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. More words.")
+        yield
+
+    monkeypatch.setattr(WanVAE, "decode_stream", decode_stream)
+    assert main(_arguments(parts, tmp_path / "out.mp4")) == 1
+    (kept,) = (tmp_path / KEPT).glob("*.latent")
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("error: decoding ")
+    assert told.endswith(f"; the latents are in {kept}")
+    assert not list(tmp_path.glob("*.mp4"))
+    saved = tmp_path / "saved.latent"
+    assert main(_arguments(parts, tmp_path / "out.mp4", "--save-latents", saved)) == 1
+    assert capsys.readouterr().err.rstrip().endswith(f"; the latents are in {saved}")
+    assert (
+        main(["decode", *map(str, (saved, "--vae", parts["vae"], "--out", tmp_path / "b.mp4"))])
+        == 1
+    )
+    assert capsys.readouterr().err.rstrip().endswith(f"; the latents are in {saved}")
 
 
 def test_another_low_stage_starts_at_the_switch(parts, tmp_path: Path, caplog) -> None:

@@ -17,6 +17,7 @@ from wanexperts.wan.vae import (
     COUNTED,
     PLANS,
     DecodePlan,
+    TinyVAE,
     WanVAE,
     decode_bytes,
     decode_dtype,
@@ -67,7 +68,8 @@ def test_what_runs_out_of_memory_goes_on_where_it_stopped(vae, monkeypatch, capl
     assert [chunk.shape[2] for chunk in given] == [1, 4, 4, 4]
     for chunk, want in zip(given, wanted, strict=True):
         assert (chunk - want).abs().max() < TOLERANCE
-    assert [record.args[0] for record in caplog.records] == [3, 3, 4]
+    places = [f"CUDA out of memory, at latent frame {number} of 4" for number in (3, 3, 4)]
+    assert [record.args[0] for record in caplog.records] == places
 
 
 def test_what_finishing_takes_counts_and_loses_no_frame(vae) -> None:
@@ -125,3 +127,34 @@ def test_the_library_decodes_on_cuda_in_bfloat16_by_the_free_memory(
     assert {frames.dtype for frames in given} == {torch.uint16}
     apart = [(a.int() - b.int()).abs().max() / 65535 for a, b in zip(given, wanted, strict=True)]
     assert 1e-4 < max(apart) < 0.1  # bfloat16; measured: 0.017
+
+
+def test_after_the_last_plan_one_sentence_says_what_helps(file: Path, monkeypatch) -> None:
+    short = Short(monkeypatch, dict.fromkeys(range(len(PLANS)), 1))
+    frames = decode_frames(file, LATENTS, CPU, kept=Path("clip.latent"))
+    assert next(frames).shape == (1, 48, 32, 3)
+    with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+        next(frames)
+    assert short.tried == list(PLANS)
+    assert str(caught.value) == (
+        "decoding 32x48 in float32 needs more memory than is free, in the smallest strips too (CUDA "
+        "out of memory, at latent frame 2 of 4); use fewer pixels or a tiny decoder such as taew2_1 "
+        "or bfloat16; the latents are in clip.latent"
+    )
+    # Nothing that a frame had made is held by the error.
+    assert caught.value.__context__ is None
+
+
+def test_a_tiny_decoder_has_no_smaller_plan(monkeypatch) -> None:
+    def decode_stream(_decoder, _latents):
+        raise torch.cuda.OutOfMemoryError("none left. More words.")
+        yield
+
+    monkeypatch.setattr(TinyVAE, "decode_stream", decode_stream)
+    tiny = TinyVAE(CONFIG, normalized=False)
+    with pytest.raises(torch.cuda.OutOfMemoryError) as caught:
+        list(decode_within(tiny, LATENTS.bfloat16(), math.inf, torch.clone))
+    assert str(caught.value) == (
+        "decoding 32x48 in bfloat16 needs more memory than is free (none left, at latent frame 1 of 4); "
+        "use fewer pixels"
+    )

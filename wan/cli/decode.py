@@ -104,7 +104,7 @@ def run(given: argparse.Namespace, bar: Bar) -> None:
         folder=given.out if in_folder else None,
     )
     write_clip(
-        decode_frames(path, latents, device, bits=writer.bits), writer,
+        decode_frames(path, latents, device, bits=writer.bits, kept=given.latents), writer,
         total=total, bar=bar, sheet=given.contact_sheet,
     )  # fmt: skip
     for output in outputs:

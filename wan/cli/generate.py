@@ -176,8 +176,9 @@ def make_clip(
     metadata[KEY] = to_json(with_result(manifest, latents))
     if wanted.latents:
         save_latents(wanted.latents, latents, metadata)
+    kept = wanted.latents or pipeline.kept_latents(request, keep)
     write_clip(
-        pipeline.decode(latents), _open_writer(wanted, settings, metadata),
+        pipeline.decode(latents, kept=kept), _open_writer(wanted, settings, metadata),
         total=settings.num_frames, bar=bar, sheet=wanted.sheet,
     )  # fmt: skip
     for path in outputs:

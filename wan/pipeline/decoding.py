@@ -20,7 +20,12 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def decode_frames(
-    path: Path, latents: Tensor, device: torch.device, *, bits: int = 8
+    path: Path,
+    latents: Tensor,
+    device: torch.device,
+    *,
+    bits: int = 8,
+    kept: Path | None = None,
 ) -> Iterator[Tensor]:
     """Frames of raw latents (1, 16, T, h, w) as they come, each made when it is asked for.
 
@@ -32,6 +37,7 @@ def decode_frames(
         latents: of any dtype, on any device.
         device: where the decoder runs.
         bits: 8 or 16.
+        kept: a file that holds the latents, to be named if memory runs out.
 
     Yields:
         (n, H, W, 3) uint8 or uint16 on the CPU, n = 1, 4, 4, ...
@@ -40,7 +46,7 @@ def decode_frames(
         OSError: the file cannot be read.
         ValueError: the file is no decoder, or not of these latents.
         FloatingPointError: the frames hold NaN or infinity.
-        torch.cuda.OutOfMemoryError: memory ran out in every plan.
+        torch.cuda.OutOfMemoryError: memory ran out in every plan; one sentence.
     """
     log.info("reading %s", path)
     dtype = decode_dtype(device.type)
@@ -48,7 +54,11 @@ def decode_frames(
     place(decoder, device, dtype)
     latents = latents.to(device, dtype)
     yield from decode_within(
-        decoder, latents, _free(device), lambda chunk: to_frames(chunk[0], bits).cpu()
+        decoder,
+        latents,
+        _free(device),
+        lambda chunk: to_frames(chunk[0], bits).cpu(),
+        kept=kept,
     )
 
 

@@ -31,6 +31,7 @@ from ..sampling import Callback, Progress, sample
 from ..sentinel import Watch
 from ..solvers import SolverState, get_solver
 from ..state import Keeper, RunKeys, RunState, Store
+from ..state.store import LATENT
 from ..text import encode_prompt
 from ..transformer import EXACT, Memory
 from ..vae import denormalize
@@ -269,12 +270,17 @@ class Pipeline:
 
         return rescue
 
-    def decode(self, latents: Tensor) -> Iterator[Tensor]:
+    def kept_latents(self, request: Request, keep: Keep) -> Path | None:
+        """The file that a finished run of ``request`` has left its latents in, if it is there."""
+        path = keep.store.path(name_run(self, request, self.plan(request)).run, LATENT)
+        return path if path.exists() else None
+
+    def decode(self, latents: Tensor, *, kept: Path | None = None) -> Iterator[Tensor]:
         """Frames of raw latents (1, 16, T, h, w) as they come: (n, H, W, 3) uint8, n = 1, 4, 4, ...
 
-        See :func:`.decode_frames`.
+        If memory runs out the error names ``kept``, a file that holds them; see :func:`.decode_frames`.
         """
-        return decode_frames(self.vae.path, latents, self.device)
+        return decode_frames(self.vae.path, latents, self.device, kept=kept)
 
     def generate(self, request: Request, callback: Callback | None = None) -> Iterator[Tensor]:
         """Frames of a request, streamed as :meth:`decode` gives them; sampling runs at the call."""
