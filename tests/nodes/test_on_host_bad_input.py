@@ -141,8 +141,9 @@ def test_a_guider_whose_motion_cannot_be_compared_yet_is_not_refused(host):
 
     given = {"model_motion": (LOADER, 0), "motion_until": 300.0}
     for place in ({"switch": "auto"}, {"switch": "step", "switch_step": 2}):
-        with pytest.raises(comfy_server.HostError, match="are not in order"):
+        with pytest.raises(comfy_server.HostError, match="are not in order") as caught:
             host.run(advanced("euler", **given, **place))
+        assert not isinstance(caught.value, comfy_server.Refused)
 
 
 def test_a_refused_pair_runs_on_demand(host):
