@@ -564,20 +564,20 @@ def resident_bytes(host: comfy_server.Host) -> int:
 def test_fifty_interrupts_leave_nothing(host):
     graph = steps_graph(noise_seed=940)
     wanted = Ran(host, whole(graph)).latents
-    chance, seen, ended = random.Random(5), [], 0
-    for number in range(50):
-        other = steps_graph(seconds=0.005, noise_seed=1000 + number)
-        delay, started = chance.uniform(0, 0.3), None
+    chance, seen, number = random.Random(5), [], 0
+    while len(seen) < 50 and number < 100:
+        # It takes about as long as the longest delay: both experts are interrupted, and few runs end before.
+        other = steps_graph(seconds=0.02, noise_seed=1000 + number)
+        delay, started, number = chance.uniform(0, 0.3), None, number + 1
         for event in host.events(other):
             if started is None and event["type"] == "progress":
                 started = time.monotonic()
                 time.sleep(delay)
                 host.post("/interrupt", {})
-            ended += event["type"] == "execution_interrupted"
-        if number >= 9:
+        if event["type"] == "execution_interrupted":
             seen.append(resident_bytes(host))
-    # Others were done before: 24, 42 and 49 of 50 were seen, by the load of the machine.
-    assert ended > 10
+    assert len(seen) == 50  # of as many tries, in steps 1 to 5 of 6
+    seen = seen[9:]  # the first ones load what stays
     assert seen[-1] - seen[0] < 24 * 2**20  # -2.6 and 0.5 MB were seen, 1.4 MB in between
     again = steps_graph(noise_seed=940)
     again[SAMPLER]["inputs"]["resume"] = "off"
