@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from wanexperts.tests.helpers import random_state, relative
@@ -58,17 +60,32 @@ def test_stream_strips_and_whole_agree(vae, frames, height, width, batch, counts
         assert (in_strips - streamed).abs().max() < TOLERANCE
 
 
+@pytest.fixture(scope="module")
+def published():
+    return make(96)
+
+
+def test_strips_agree_at_the_published_width(published):
+    latents = torch.randn(1, 16, 2, 3, 2, generator=torch.Generator().manual_seed(4))
+    streamed = decode(published, latents)
+    assert 0.1 < streamed.std() < 0.9
+    for count in (2, 4):
+        in_strips = decode(published, latents, strips=count)
+        # Measured: 1.8e-6, and 1.5e-6 without AVX512.
+        assert (in_strips - streamed).abs().max() < TOLERANCE
+
+
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="seen with oneDNN on AVX512 alone"
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strips_are_bit_equal_at_the_published_width(dtype):
+def test_strips_are_bit_equal_at_the_published_width(published, dtype):
     # oneDNN's order of sums does not depend on the number of rows. With a batch of one and few
     # values PyTorch computes float32 itself, equal to 3e-6 (above).
-    vae = make(96).to(dtype)
+    vae = deepcopy(published).to(dtype)
     latents = torch.randn(2, 16, 2, 3, 3, generator=torch.Generator().manual_seed(2)).to(dtype)
     streamed = decode(vae, latents)
-    for count in (2, 3):
+    for count in (2, 4):
         assert torch.equal(decode(vae, latents, strips=count), streamed)
 
 
