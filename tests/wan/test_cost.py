@@ -25,7 +25,7 @@ from wanexperts.wan.plan import RunPlan, StageSpec
 from wanexperts.wan.schedule import Schedule, make_schedule
 from wanexperts.wan.shapes import LatentShape, latent_shape, token_grid
 from wanexperts.wan.solvers import SOLVERS, START
-from wanexperts.wan.transformer import WanTransformer
+from wanexperts.wan.transformer import DESIGNS, WanTransformer
 from wanexperts.wan.vae import PLANS, DecodePlan, decode_bytes, tiny_bytes
 
 from .tiny_files import write_tiny
@@ -262,6 +262,30 @@ def test_the_published_family_at_720p() -> None:
     assert weights == pytest.approx([11.36, 28.58, 0.254], rel=2e-3)
     assert found.latents == 19353600
     assert found.state == 3 * 4 * found.latents  # two in turn, one at the change of experts
+
+
+@pytest.mark.parametrize(
+    ("design", "device", "hidden"),
+    [("exact", "cuda", 0), ("host", "cuda", 75600 * 5120 * 2), ("host", "cpu", 0)],
+)
+def test_what_the_host_holds_beside_the_weights(design: str, device: str, hidden: int) -> None:
+    schedule = make_schedule("unipc", steps=40, shift=12.0)
+    shape = latent_shape(81, 720, 1280, channels=16)
+    given = replace(networks(), device=device, memory=DESIGNS[design])
+    found = cost.make_forecast(plan_of(schedule, "4", "3"), given, shape, solver="unipc")
+    latents = 4 * 16 * 21 * 90 * 160
+    assert found.hidden == hidden
+    # Three states of four latents each: the sample, and what UniPC remembers. Three latents beside.
+    assert found.host == hidden + 3 * 4 * latents + 3 * latents
+    assert found.image == 81 * 720 * 1280 * 3 * 4
+    (told,) = (line for line in cost.forecast_lines(found) if line.startswith("memory of the host"))
+    assert told.endswith("a few at a time, as one IMAGE they take 896 MB")
+    if device == "cpu":
+        assert "memory of the host: that of the device, which is the CPU; frames go" in told
+    else:
+        assert f"about {'1.06 GB' if hidden else '290 MB'} in sampling" in told
+        assert ("774 MB hidden state" in told) == bool(hidden)
+        assert "232 MB states on their way to the disk, 58.1 MB noise and latents" in told
 
 
 def test_a_measurement_of_another_shape_is_scaled_by_operations() -> None:

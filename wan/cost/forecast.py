@@ -97,21 +97,27 @@ class Forecast:
         stages: calls of each stage's network.
         forward_flops: operations of one call for all clips of the batch.
         measured: what seconds are told from; None tells none.
+        device: its kind, such as ``cpu`` or ``cuda``.
         phases: memory on the device, in the order of the run.
+        hidden: bytes of main memory that hold the hidden state of a forward on another device.
         mapped: bytes of weights that are read from disk; the system keeps them while it has room.
         state: bytes on disk that a run needs to go on after it was ended.
         latents: bytes of the finished latents on disk.
         file: bytes of the clip's file, roughly.
+        image: bytes of all decoded frames at once, (frames, H, W, 3) float32, as an IMAGE holds them.
     """
 
     stages: tuple[StageForwards, ...]
     forward_flops: int
     measured: Measurement | None
+    device: str
     phases: tuple[Phase, ...]
+    hidden: int
     mapped: int
     state: int
     latents: int
     file: int
+    image: int
 
     @property
     def forwards(self) -> int:
@@ -138,6 +144,20 @@ class Forecast:
     def peak(self) -> int:
         """Bytes on the device in the widest phase."""
         return max(phase.total for phase in self.phases)
+
+    @property
+    def drawn(self) -> int:
+        """Bytes of latents at both ends of sampling: the noise, what it starts from, what comes out."""
+        return 3 * self.latents
+
+    @property
+    def host(self) -> int:
+        """Bytes of main memory beside the weights in sampling on another device.
+
+        On their way to the disk are as many states as are kept there: one is written, one waits, and
+        one more at each change of stages.
+        """
+        return self.hidden + self.state + self.drawn
 
 
 def make_forecast(
@@ -174,23 +194,26 @@ def make_forecast(
     guided = sum(stage.forwards for stage in stages) > len(levels)
     tokens = token_grid(*shape[1:]).tokens
     step = step_bytes(expert, shape, solver=solver, guided=guided, batch=batch)
-    peak, samples = step.peak, batch
+    forward, samples = step, batch
     if networks.together is not None:
         samples = batch * (2 if guided else 1)
         samples = samples if samples * tokens <= networks.together else 1
     if samples != batch:
-        peak = step_bytes(expert, shape, solver=solver, guided=guided, batch=samples).peak
+        forward = step_bytes(expert, shape, solver=solver, guided=guided, batch=samples)
     height, width = pixel_size(shape.height, shape.width)
-    frames = batch * pixel_frames(shape.frames)
+    pixels = batch * pixel_frames(shape.frames) * height * width
     return Forecast(
         stages=stages,
         forward_flops=batch * forward_flops(networks.transformer, tokens),
         measured=measured,
-        phases=_phases(networks, peak, height, width, batch * prod(shape) * 4),
+        device=networks.device,
+        phases=_phases(networks, forward.peak, height, width, batch * prod(shape) * 4),
+        hidden=forward.away,
         mapped=sum(weights.nbytes for weights in networks.all),
         state=(RING + len([stage for stage in stages if stage.steps]) - 1) * step.state,
         latents=batch * prod(shape) * 4,
-        file=int(frames * height * width * FILE_BITS / 8),
+        file=int(pixels * FILE_BITS / 8),
+        image=pixels * 3 * 4,
     )
 
 

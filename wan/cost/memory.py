@@ -29,10 +29,12 @@ class StepBytes:
     Attributes:
         peak: bytes on the device beside the weights, at the widest moment of a step.
         state: bytes of what a run needs to go on: latents and the solver's memory, all float32.
+        away: bytes of the hidden state where it is kept in main memory and the device is another.
     """
 
     peak: int
     state: int
+    away: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +108,7 @@ def step_bytes(
             x, state = get_solver(solver)(velocity, x, sigmas, step, state)
     # A hidden state on another device was traced here too; it is there whenever most is.
     hidden = batch * token_grid(*shape[1:]).tokens * config.dim * dtype.itemsize if away else 0
-    return StepBytes(peak=live.peak - hidden, state=held)
+    return StepBytes(peak=live.peak - hidden, state=held, away=hidden)
 
 
 def text_bytes(config: TextConfig, stored: torch.dtype) -> int:

@@ -33,8 +33,8 @@ def duration(seconds: float) -> str:
 
 
 def forecast_lines(forecast: Forecast) -> list[str]:
-    """The forecast, a line each for calls, time, memory and disk, and for what it leaves out."""
-    lines = [_calls(forecast), _time(forecast), _memory(forecast), _disk(forecast)]
+    """The forecast, a line each for calls, time, memory of device and host, disk, and for what it leaves out."""
+    lines = [_calls(forecast), _time(forecast), _memory(forecast), _host(forecast), _disk(forecast)]
     known = [phase.name for phase in forecast.phases]
     if others := [told for name, told in _OTHERS.items() if name not in known]:
         lines.append(f"not counted: {', '.join(others)}")
@@ -70,6 +70,21 @@ def _memory(forecast: Forecast) -> str:
         f"memory on the device: {quantity(forecast.peak, 'B')} at most if all weights of a network "
         f"are there: {phases}"
     )
+
+
+def _host(forecast: Forecast) -> str:
+    image = quantity(forecast.image, "B")
+    frames = f"frames go to a file a few at a time, as one IMAGE they take {image}"
+    if forecast.device == "cpu":
+        return f"memory of the host: that of the device, which is the CPU; {frames}"
+    parts = {
+        "hidden state": forecast.hidden,
+        "states on their way to the disk": forecast.state,
+        "noise and latents": forecast.drawn,
+    }
+    told = ", ".join(f"{quantity(size, 'B')} {name}" for name, size in parts.items() if size)
+    total = quantity(forecast.host, "B")
+    return f"memory of the host beside the weights: about {total} in sampling ({told}); {frames}"
 
 
 def _disk(forecast: Forecast) -> str:
