@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Hashable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -164,12 +165,15 @@ def _stored(model: Any) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.float8_e4m3fn
 
 
-def _kind(models: tuple[Any, ...], networks: Networks) -> tuple[Any, ...]:
+def _kind(models: tuple[Any, ...], networks: Networks) -> Hashable:
     """What decides the seconds of a forward beside its size; patches that weights get at use are some of it."""
-    how = tuple(
-        (compiled_as(model), patches_of(model), bool(getattr(model, "patches", ())))
-        for model in models
-    )
+    try:
+        how = tuple(
+            (compiled_as(model), patches_of(model), bool(model.patches)) for model in models
+        )
+    except Exception as error:  # noqa: BLE001 - MODELs of other packs may hold anything
+        log.info("what these MODELs carry is not known (%r); nothing is foretold from them", error)
+        return object()
     own = networks.transformer, networks.dtype, networks.experts, networks.memory
     return own, str(models[0].load_device), attention_name(), how
 
