@@ -298,7 +298,13 @@ def describe(request: Request, pipeline: Pipeline) -> dict[str, object]:
         part: [[resolved.section.path.name, strength] for resolved, strength in used]
         for part, used in pipeline.loras.items()
     }
-    return {"version": __version__, **asdict(request), "weights": weights, "loras": loras}
+    told = asdict(request, dict_factory=_without_names)
+    return {"version": __version__, **told, "weights": weights, "loras": loras}
+
+
+def _without_names(values: list[tuple[str, object]]) -> dict[str, object]:
+    """What a switch is called in sentences is no setting."""
+    return {name: value for name, value in values if name != "named"}
 
 
 def _show_step(bar: Bar, plan: Plan, progress: Progress) -> None:
