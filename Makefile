@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin/python
-# Nothing is compiled that is never imported: it would be a third of the time.
-PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt
+PIP    := $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # torchvision is kept out of the environment that runs the parity oracles: its compiled part may
 # not fit a CPU torch, and transformers would stumble over it. Only the ComfyUI server sees it.
 HOST_SITE := .test/host-site
