@@ -16,6 +16,8 @@ export CHROMIUM
 WORKERS ?= 2
 
 export OMP_WAIT_POLICY = passive
+# Some containers forbid Python to keep what it compiles; here hundreds of processes import the same.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: help demo test lint unit tiny clean
 

@@ -50,12 +50,16 @@ def servers(random_models: Path) -> Iterator[Callable[[Path], comfy_server.Host]
 
 @pytest.fixture(scope="module", params=CHECKOUTS, ids=lambda path: path.name)
 def host(request: pytest.FixtureRequest, servers) -> Iterator[comfy_server.Host]:
-    """The server, which keeps nothing of one file's tests for the next: no file, model or result."""
+    """The server, which keeps nothing of one file's tests for the next: no file, model or result.
+
+    Folders stay: ComfyUI remembers those it has listed.
+    """
     server = servers(request.param)
     kept = set(server.base.rglob("*"))
     yield server
-    for path in sorted(set(server.base.rglob("*")) - kept, reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
+    for path in set(server.base.rglob("*")) - kept:
+        if not path.is_dir():
+            path.unlink()
     server.post("/free", {"unload_models": True, "free_memory": True})
 
 

@@ -89,7 +89,7 @@ def write_all(loras: Path, config: TransformerConfig) -> None:
     """
     if (loras / BROKEN).exists():  # the last to be written
         return
-    (loras / FOLDER).mkdir(parents=True)
+    (loras / FOLDER).mkdir(parents=True, exist_ok=True)
     high, low = comfy_keys(config, 1), comfy_keys(config, 2)
     deeper = {key.replace("blocks.0.", "blocks.7."): value for key, value in high.items()}
     unet = "lora_unet_down_blocks_0_attentions_0_proj_in"

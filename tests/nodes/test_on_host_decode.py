@@ -340,9 +340,9 @@ def test_a_full_disk_is_one_sentence(host, format):
     name = f"full-{format}"
     raw = latents(2, 24, 24) if format == "png16-sequence" else latents(20, 16, 16)
     graph = graph_of(host, name, raw, format=format, crf=0)
-    os.truncate(host.log, 0)
+    os.truncate(host.log, min(host.log.stat().st_size, 50_000))
     full = pytest.raises(comfy_server.HostError, match=r"cannot write .* make room there")
-    with full, files_end_at(100_000, host._process.pid):
+    with full, files_end_at(150_000, host._process.pid):
         host.run(graph)
     assert left(host, name) == []
     assert run(host, graph)[VIDEO]["images"]
