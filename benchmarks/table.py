@@ -156,27 +156,43 @@ def lora(lines: Sequence[Line]) -> list[Row]:
 
 
 def vae(lines: Sequence[Line]) -> list[Row]:
-    """Decoding, frame by frame."""
+    """Decoding, frame by frame: seconds, and the peak at 33 frames."""
     rows = []
-    decoded = [line for line in lines if line["direction"] == "decode" and "seconds" in line]
-    for first in latest([line for line in decoded if line["way"] == "ours"], "dtype", "latent"):
-        same = [line for line in decoded if all(line[k] == first[k] for k in ("dtype", "latent"))]
-        others = {
-            f"ComfyUI {line['comfyui']}" if line["way"] == "ComfyUI" else line["way"]: line
-            for line in same
-            if line["way"] in ("diffusers", "ComfyUI")
-        }
+    decoded = [line for line in lines if line["direction"] == "decode"]
+    timed = [line for line in decoded if "seconds" in line]
+    for first in latest([line for line in timed if line["way"] == "ours"], "dtype", "latent"):
+        alike = [line for line in decoded if all(line[k] == first[k] for k in ("dtype", "latent"))]
+        others = {_way(line): line["over_ours"] for line in alike if line in timed}
+        peaks = {_way(line): line["peak_mb"]["33"] for line in alike if "33" in line["peak_mb"]}
+        ours = others.pop("ours")
+        gates = [
+            Gate(what="× convolutions", value=first["convolutions"], limit=1.2),
+            Gate(
+                what="× ours, the fastest other", value=min(others.values()), limit=ours, over=True
+            ),
+        ]
+        if own := peaks.pop("ours", None):
+            share = round(own / min(peaks.values()), 3)
+            gates.append(Gate(what="× the least peak of others", value=share, limit=0.5))
         height, width = (8 * side for side in first["latent"])
+        told = f", {own:.0f} MB" if own else ""
         rows.append(
             Row(
                 shape=f"{height}x{width}, {first['dtype']}",
-                ours=f"{first['seconds']} s a latent frame",
-                theirs=", ".join(f"{n} {line['over_ours']:.2f}" for n, line in others.items()),
+                ours=f"{first['seconds']} s a latent frame{told}",
+                theirs=", ".join(
+                    f"{n} {over:.2f}" + (f", {peaks[n]:.0f} MB" if n in peaks else "")
+                    for n, over in others.items()
+                ),
                 floor=f"{first['seconds'] / first['convolutions']:.2f} s",
-                gates=[Gate(what="× convolutions", value=first["convolutions"], limit=1.2)],
+                gates=gates,
             )
         )
     return rows
+
+
+def _way(line: Line) -> str:
+    return f"{line['way']} {line['comfyui']}" if "comfyui" in line else str(line["way"])
 
 
 def growth(lines: Sequence[Line]) -> list[Row]:
