@@ -300,9 +300,8 @@ def compare(
             for frames in given.frames:
                 found[str(frames)], line["code_mb"] = _peaks(given, way, one(way), malloc, frames)
             line[name] = {frames: median(peaks) for frames, peaks in found.items()}
-            line[f"{name[:-3]}_spread"] = {
-                f: [min(peaks), max(peaks)] for f, peaks in found.items()
-            }
+            spread = {f: [min(peaks), max(peaks)] for f, peaks in found.items()}
+            line[f"{name[:-3]}_spread"] = spread
     if given.rounds:
         _take_turns(given, [Worker(given, way, one(way), {}) for way in ways], lines)
     return [{"direction": direction, "dtype": dtype, **line} for line in lines]
@@ -312,7 +311,7 @@ def _peaks(
     given: argparse.Namespace, way: Way, one: list[str], malloc: dict[str, str], frames: int
 ) -> tuple[list[float], float]:
     """Of fresh processes, and the part of the last one that is code."""
-    peaks = []
+    peaks, code = [], 0.0
     for _ in range(given.processes):
         worker = Worker(given, way, one, malloc)
         peaks.append(worker.ask("peak", frames))
