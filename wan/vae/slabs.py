@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d, pad
 
 SLAB_ELEMENTS = {"cpu": 1 << 20}
 """Elements of a convolution's slab by kind of device. Its kernel puts the weights in order for each:
-slabs of twice the size would save 3 % of a decode, and take 7 % more memory at 128x224."""
+slabs of twice the size would save 3 % of a decode, and take 4 % more memory at 128x224."""
 NORM_ELEMENTS = {"cpu": 1 << 16}
 """The same of a norm's, which computes in float32 and has no rows to share between slabs."""
 WIDE_SLAB_ELEMENTS = 1 << 26

@@ -29,8 +29,8 @@ _LONGEST_DELAY = 64
 _ENCODING = EncodingConfig()
 _LOOKAHEAD = 7
 """Frames an encoder may wait for. With its own 20 to 40 it would begin only when a short clip is
-decoded. The price is up to 1.4 dB at 55 dB, on the smoothest of pictures in 10 bits; others lose 0.1 dB
-and are smaller for it, drawn shapes by 1 % and moving noise by a fifth."""
+decoded. The price is up to 1.4 dB at 55 dB, on the smoothest of pictures in 10 bits; others lose
+0.1 dB at most and are smaller for it, drawn shapes by 1 %, moving noise by a sixth to a third."""
 _OPTIONS = {
     # What x264 keeps for a thread of its own beside that: the same file is ready sooner without.
     "libx264": {"rc-lookahead": str(_LOOKAHEAD), "x264-params": "sync-lookahead=0"},
