@@ -1,38 +1,93 @@
-"""A few rows at a time: the same numbers as the whole frame."""
+"""A few rows or channels at a time: the same numbers as the whole frame."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, conv3d
 from wanexperts.tests.helpers import random_state
 from wanexperts.wan.config import VAEConfig
 from wanexperts.wan.vae import WanVAE, slabs
-from wanexperts.wan.vae.slabs import Filter, conv_rows
+from wanexperts.wan.vae.pages import Room
+from wanexperts.wan.vae.slabs import Filter, conv_rows, conv_whole
 
 TOLERANCE = 1e-5  # measured: 2.1e-6 float32 at dim 96, bit-equal in bfloat16
 
 
-def few_rows(monkeypatch, elements: int) -> None:
+def few(monkeypatch, elements: int) -> None:
+    """Slabs of so many elements of a frame, and of a weight."""
     monkeypatch.setattr(slabs, "SLAB_ELEMENTS", {"cpu": elements})
+    monkeypatch.setattr(slabs, "WEIGHT_ELEMENTS", {"cpu": elements})
 
 
 @pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("kernel", [(3, 3), (1, 1)], ids=str)
 @pytest.mark.parametrize(("elements", "count"), [(1, 11), (2 * 7 * 5 * 4, 3), (10**6, 1)])
 def test_rows_are_convolved_as_the_whole_is(monkeypatch, order, kernel, elements, count):
-    few_rows(monkeypatch, elements)
+    few(monkeypatch, elements)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 7, 11, 5, generator=generator).contiguous(memory_format=order)
-    weight, bias = torch.randn(3, 7, *kernel, generator=generator), torch.ones(3)
+    weight, bias = torch.randn(3, 7, 1, *kernel, generator=generator), torch.ones(3)
     given = Filter(weight, bias, (kernel[0] // 2, kernel[1] // 2))
     runs = slabs.slabs(11, x[:, :, 0].numel(), x.device)
     assert [row for start, stop in runs for row in range(start, stop)] == [*range(11)]
     assert len(runs) == count
-    found = conv_rows(given, lambda start, stop: x[:, :, start:stop], 11, runs)
-    wanted = conv2d(x, weight, bias, padding=given.padding)
+    room = Room()
+    room.frame((2, 7, 13, 5), x).fill_(torch.nan)  # nothing of what was there before is used
+
+    def fill(to: torch.Tensor, start: int, stop: int) -> None:
+        to.copy_(x[:, :, start:stop])
+
+    found = conv_rows(given, fill, x, 5, runs, room)
+    wanted = conv2d(x, weight[:, :, 0], bias, padding=given.padding)
     assert found.is_contiguous(memory_format=order)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize(("elements", "kernels"), [(1, 4), (10**6, 1)])
+@torch.no_grad()
+def test_channels_are_convolved_as_all_are(monkeypatch, order, biased, elements, kernels):
+    few(monkeypatch, elements)
+    calls: list[int] = []
+
+    def counted(x, weight, *rest, **named):
+        calls.append(len(weight))
+        return conv2d(x, weight, *rest, **named)
+
+    monkeypatch.setattr(slabs, "conv2d", counted)
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randn(3, 1, 2, 3, 4, generator=generator)  # T, B, C, H, W
+    last = order == torch.channels_last
+    joined = torch.stack([*frames], dim=1 if last else 2).flatten(1, 2)
+    weight = torch.randn(7, 2, 3, 3, 3, generator=generator)
+    bias = torch.randn(7, generator=generator) if biased else None
+    found = conv_whole(Filter(weight, bias, (1, 1)), joined.contiguous(memory_format=order))
+    wanted = conv3d(frames.movedim(0, 2), weight, bias, padding=(0, 1, 1))[:, :, 0]
+    assert sum(calls) == 7
+    assert (
+        len(calls) == kernels
+    )  # a weight of 378 elements, never in parts smaller than a frame of 72
+    assert found.is_contiguous(memory_format=order)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_a_room_holds_one_frame_after_the_other_in_the_same_memory(order):
+    room, like = (
+        Room(),
+        torch.empty(2, 3, 4, 5, dtype=torch.bfloat16).contiguous(memory_format=order),
+    )
+    large = room.frame((2, 3, 4, 5), like, torch.float32)
+    small = room.frame((1, 6, 2, 5), like)
+    assert (large.shape, large.dtype) == ((2, 3, 4, 5), torch.float32)
+    assert (small.shape, small.dtype) == ((1, 6, 2, 5), torch.bfloat16)
+    assert large.is_contiguous(memory_format=order)
+    assert small.is_contiguous(memory_format=order)
+    assert large.data_ptr() == small.data_ptr()
+    larger = room.frame((2, 3, 8, 5), like, torch.float32)
+    assert larger.data_ptr() == room.frame((2, 3, 4, 5), like).data_ptr()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -45,9 +100,9 @@ def test_a_stream_in_slabs_is_the_same_stream(monkeypatch, dtype):
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(2, 16, 3, 3, 5, generator=generator).to(dtype)
     video = (torch.rand(1, 3, 5, 32, 48, generator=generator) * 2 - 1).to(dtype)
-    few_rows(monkeypatch, 1 << 40)
+    few(monkeypatch, 1 << 40)
     wanted = vae.decode(latents), vae.encode(video)
-    few_rows(monkeypatch, 1 << 11)
+    few(monkeypatch, 1 << 11)
     found = vae.decode(latents), vae.encode(video)
     for ours, whole in zip(found, wanted, strict=True):
         assert (ours - whole).abs().max() <= (0 if dtype == torch.bfloat16 else TOLERANCE)

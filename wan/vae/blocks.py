@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, rms_norm, silu
+from torch.nn.functional import conv2d, rms_norm, silu
 
 from ..attention import sdpa
 from ..ops import Ops, cast_like, current
 from .causal import CausalCache, conv_clip, conv_frame, conv_frames
+from .pages import Room
 from .slabs import NORM_ELEMENTS, Filter, conv_rows, slabs
 
 NORM_EPS = 1e-12
@@ -42,7 +43,7 @@ def _scale(x: Tensor) -> Tensor:
     return scale
 
 
-def activate(norm: ChannelNorm, x: Tensor, *, used_up: bool = False) -> Tensor:
+def activate(norm: ChannelNorm, x: Tensor, room: Room, *, used_up: bool = False) -> Tensor:
     """``silu(norm(x))`` of one frame ``(B, C, H, W)``, with few passes and small temporaries.
 
     ``used_up`` says that nobody needs ``x`` any more, so that the result may be written over it.
@@ -52,15 +53,16 @@ def activate(norm: ChannelNorm, x: Tensor, *, used_up: bool = False) -> Tensor:
         return activated_by_kernel(x, gamma)
     out = x if used_up else torch.empty_like(x)
     for start, stop in slabs(x.shape[2], x[:, :, 0].numel(), x.device, NORM_ELEMENTS):
-        out[:, :, start:stop] = _activated(x[:, :, start:stop], gamma)
+        rows = room.frame((*x.shape[:2], stop - start, x.shape[3]), x, torch.float32)
+        out[:, :, start:stop] = _activated(rows.copy_(x[:, :, start:stop]), gamma)
     return out
 
 
 def _activated(x: Tensor, gamma: Tensor) -> Tensor:
-    """The same in float32, by plain operations; gamma has C elements."""
-    out = x * _scale(x)
-    out *= gamma.view(-1, 1, 1)
-    return silu(out, inplace=True)
+    """The same of a float32 ``x``, which it is written over, by plain operations; gamma has C elements."""
+    x *= _scale(x)
+    x *= gamma.view(-1, 1, 1)
+    return silu(x, inplace=True)
 
 
 def activated_by_kernel(x: Tensor, gamma: Tensor) -> Tensor:
@@ -100,9 +102,13 @@ class ResidualBlock(nn.Module):
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
         """Map the next frame ``(B, in_dim, H, W)`` to ``(B, out_dim, H, W)``."""
         first_norm, _, first, second_norm, _, _, second = self.residual
-        skip = x if isinstance(self.shortcut, nn.Identity) else conv_frames(self.shortcut, [x])
-        x = conv_frame(first, activate(first_norm, x), cache)  # type: ignore[arg-type]
-        x = activate(second_norm, x, used_up=True)  # type: ignore[arg-type]
+        skip = (
+            x
+            if isinstance(self.shortcut, nn.Identity)
+            else conv_frames(self.shortcut, [x], cache.room)
+        )
+        x = conv_frame(first, activate(first_norm, x, cache.room), cache)  # type: ignore[arg-type]
+        x = activate(second_norm, x, cache.room, used_up=True)  # type: ignore[arg-type]
         return conv_frame(second, x, cache).add_(skip)
 
 
@@ -174,7 +180,7 @@ class Downsample(nn.Module):
         if between is None:
             cache.set_aside(self, x)
             return []
-        complete = conv_frames(self.time_conv, [past[0].to(x.device), between, x])
+        complete = conv_frames(self.time_conv, [past[0].to(x.device), between, x], cache.room)
         cache.keep(self.time_conv, x, 1)
         return [complete]
 
@@ -220,18 +226,18 @@ class Upsample(nn.Module):
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
         """One frame ``(B, dim, H, W)`` to ``(B, dim // 2, 2H, 2W)``: space alone."""
         conv: Any = self.resample[1]
-        height = 2 * x.shape[2]
         bias = None if conv.bias is None else current(conv, "bias", x)
+        given = Filter(current(conv, "weight", x).unsqueeze(2), bias, conv.padding)
+        height, width = 2 * x.shape[2], 2 * x.shape[3]
+        runs = slabs(height, 2 * x[:, :, 0].numel(), x.device)
 
-        def doubled(start: int, stop: int) -> Tensor:
-            top = start // 2
-            rows: Tensor = interpolate(
-                x[:, :, top : (stop + 1) // 2], scale_factor=2.0, mode="nearest-exact"
-            )
-            return rows[:, :, start - 2 * top : stop - 2 * top]
+        def double(doubled: Tensor, start: int, stop: int) -> None:
+            for skip in (0, 1):
+                rows, first = doubled[:, :, skip::2], (start + skip) // 2
+                pairs = rearrange(rows, "b c h (w two) -> b c h w two", two=2)
+                pairs.copy_(x[:, :, first : first + rows.shape[2]].unsqueeze(-1))
 
-        given = Filter(current(conv, "weight", x), bias, conv.padding)
-        return conv_rows(given, doubled, height, slabs(height, 2 * x[:, :, 0].numel(), x.device))
+        return conv_rows(given, double, x, width, runs, cache.room)
 
 
 class Head(nn.ModuleList):
@@ -250,4 +256,4 @@ class Head(nn.ModuleList):
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
         """Map the next frame ``(B, dim, H, W)`` to ``(B, out_dim, H, W)``."""
         norm, _, conv = self
-        return conv_frame(conv, activate(norm, x), cache)  # type: ignore[arg-type]
+        return conv_frame(conv, activate(norm, x, cache.room), cache)  # type: ignore[arg-type]

@@ -9,16 +9,16 @@ Shape legend: a clip is ``(B, C, T, H, W)``, a frame ``(B, C, H, W)`` in either 
 
 from __future__ import annotations
 
-import mmap
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, cat, nn
-from torch.nn.functional import conv2d
+from einops import rearrange
+from torch import Tensor, nn
 
 from ..ops import current
-from .slabs import Filter, conv_rows, slabs
+from .pages import Room, channels_last, pages_like
+from .slabs import Filter, conv_rows, conv_whole, slabs
 
 _CPU = torch.device("cpu")
 
@@ -28,13 +28,16 @@ Frames = tuple[Tensor, ...]
 class CausalCache:
     """The last input frames of every causal layer of one running stream.
 
-    In the host's memory each layer's past has pages of its own, which later frames are copied into:
-    blocks that live long, made anew for every frame, would keep the heap between them from shrinking.
+    In the host's memory each layer's past has pages of its own, which later frames are copied into.
     Elsewhere a frame is kept as it is, and whoever hands it over must not change it afterwards.
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """Start a new stream; its past lives on ``device``, or where it is made if None."""
+    def __init__(self, device: torch.device | None = None, room: Room | None = None) -> None:
+        """Start a new stream; its past lives on ``device``, or where it is made if None.
+
+        Its layers work in ``room``; streams that take turns may share one.
+        """
+        self.room = room or Room()
         self._device = device
         self._past: dict[nn.Module, Frames] = {}
         self._waiting: dict[nn.Module, Tensor] = {}
@@ -59,7 +62,7 @@ class CausalCache:
             seen = pairwise((*past, frame.to(device)))
             self.moved = len(past) < length or not all(torch.equal(a, b) for a, b in seen)
         if device == _CPU:
-            frame = (past[0] if len(past) == length else _pages_like(frame)).copy_(frame)
+            frame = (past[0] if len(past) == length else pages_like(frame)).copy_(frame)
         self._past[layer] = (*past, frame.to(device))[-length:]
 
     def set_aside(self, layer: nn.Module, frame: Tensor) -> None:
@@ -78,15 +81,6 @@ class CausalCache:
     def nbytes(self) -> int:
         """Bytes held: constant in the length of the clip."""
         return sum(f.numel() * f.element_size() for past in self._past.values() for f in past)
-
-
-def _pages_like(frame: Tensor) -> Tensor:
-    """Memory for a frame of the same shape and order, straight from the system and back to it."""
-    pages = mmap.mmap(-1, frame.numel() * frame.element_size())
-    flat, (batch, channels, height, width) = torch.frombuffer(pages, dtype=frame.dtype), frame.shape
-    if channels_last(frame):
-        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
-    return flat.view(frame.shape)
 
 
 def conv_clip(conv: Any, x: Tensor) -> Tensor:
@@ -113,13 +107,13 @@ def conv_frame(conv: Any, x: Tensor, cache: CausalCache) -> Tensor:
     """
     context = conv.kernel_size[0] - 1
     past = (cache.past(conv) or ()) if context else ()
-    out = conv_frames(conv, [*(f.to(x.device) for f in past), x])
+    out = conv_frames(conv, [*(f.to(x.device) for f in past), x], cache.room)
     if context:
         cache.keep(conv, x, context)
     return out
 
 
-def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
+def conv_frames(conv: Any, frames: list[Tensor], room: Room) -> Tensor:
     """A 3-D convolution with one output frame, as the 2-D convolution it is.
 
     Time and channels are summed alike, so n frames of C channels are one of n * C. With fewer
@@ -129,6 +123,7 @@ def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
     Args:
         conv: a Conv3d without temporal padding.
         frames: ``(B, C, H, W)`` each, oldest first; used up.
+        room: to join them in.
 
     Returns:
         ``(B, C_out, H_out, W_out)``.
@@ -136,25 +131,20 @@ def conv_frames(conv: Any, frames: list[Tensor]) -> Tensor:
     x, count = frames[-1], len(frames)
     weight = current(conv, "weight", x)[:, :, -count:]
     bias = None if conv.bias is None else current(conv, "bias", x)
-    if count == 1:
-        weight = weight[:, :, 0]
-    elif channels_last(x):
-        weight = weight.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
-        height = x.shape[2]
-        runs = slabs(height, count * x[:, :, 0].numel(), x.device)
-        if len(runs) > 1:
-            given = Filter(weight, bias, conv.padding[1:])
-            return conv_rows(
-                given, lambda a, b: cat([f[:, :, a:b] for f in frames], 1), height, runs
-            )
-        x = cat(frames, dim=1)
-    else:
-        x = torch.stack(frames, dim=2).flatten(1, 2)
-        weight = weight.flatten(1, 2)
-    frames.clear()  # beside the past only the joined one is held while the convolution runs
-    return conv2d(x, weight, bias, padding=conv.padding[1:])
+    given, last = Filter(weight, bias, conv.padding[1:]), channels_last(x)
+    height, width = x.shape[2:]
+    runs = slabs(height, count * x[:, :, 0].numel(), x.device) if last else [(0, height)]
+    if count == len(runs) == 1:
+        return conv_whole(given, x)
 
+    def join(joined: Tensor, start: int, stop: int) -> None:
+        rows = [frame[:, :, start:stop] for frame in frames]
+        if last:
+            torch.cat(rows, dim=1, out=joined)
+        else:
+            apart = rearrange(joined, "b (c t) h w -> b c t h w", t=count)
+            torch.stack(rows, dim=2, out=apart)
+        if len(runs) == 1:  # beside the past only the joined one is held from now on
+            frames.clear()
 
-def channels_last(frame: Tensor) -> bool:
-    """Whether the channels of a position lie side by side in memory."""
-    return frame.stride(1) == 1
+    return conv_rows(given, join, x, width, runs, room)

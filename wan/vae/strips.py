@@ -50,7 +50,9 @@ class DecoderRun:
                 f"{plan} is not a plan; use 1 strip or more and offload no more than all of them"
             )
         self.lower = CausalCache(None if resident else _CPU)
-        self.strips = [CausalCache(None if i < resident else _CPU) for i in range(plan.strips)]
+        self.strips = [
+            CausalCache(None if i < resident else _CPU, self.lower.room) for i in range(plan.strips)
+        ]
 
 
 class Layer(Protocol):

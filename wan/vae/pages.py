@@ -1,0 +1,62 @@
+"""Memory straight from the system, for what a stream holds long or needs again and again.
+
+The heap gives what lies free in it. Frames that live as long as a stream, and large pieces that are
+needed for a moment between many small ones that stay, leave it in pieces that nothing fits into.
+
+Shape legend: a frame is ``(B, C, H, W)`` in either memory order.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+import torch
+from torch import Tensor
+
+_CPU = torch.device("cpu")
+
+Shape = tuple[int, int, int, int]
+
+
+def channels_last(frame: Tensor) -> bool:
+    """Whether the channels of a position lie side by side in memory."""
+    return frame.stride(1) == 1
+
+
+def pages_like(frame: Tensor) -> Tensor:
+    """Memory for a frame of the same shape and order, straight from the system and back to it."""
+    flat = torch.frombuffer(mmap.mmap(-1, frame.nbytes), dtype=frame.dtype)
+    return _framed(flat, frame.shape, last=channels_last(frame))
+
+
+class Room:
+    """Memory that one step of a stream after the other works in; what it holds is good until the next.
+
+    It is kept on the CPU alone: elsewhere the device's own allocator does as well.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is held until something is asked for."""
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def frame(self, shape: Shape, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A frame of any numbers, in the memory order and on the device of ``like``.
+
+        ``dtype`` is that of ``like`` if None.
+        """
+        dtype, last, count = dtype or like.dtype, channels_last(like), torch.Size(shape).numel()
+        if like.device != _CPU:
+            order = torch.channels_last if last else torch.contiguous_format
+            return torch.empty(shape, dtype=dtype, device=like.device, memory_format=order)
+        size = count * dtype.itemsize
+        if self._bytes.numel() < size:
+            self._bytes = self._bytes.new_empty(0)  # the old goes before the new comes
+            self._bytes = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+        return _framed(self._bytes[:size].view(dtype), shape, last=last)
+
+
+def _framed(flat: Tensor, shape: Shape | torch.Size, *, last: bool) -> Tensor:
+    batch, channels, height, width = shape
+    if last:
+        return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return flat.view(batch, channels, height, width)
