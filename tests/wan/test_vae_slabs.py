@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn.functional import conv2d, conv3d
+from torch.utils._python_dispatch import TorchDispatchMode
 from wanexperts.tests.helpers import random_state
 from wanexperts.wan.config import VAEConfig
 from wanexperts.wan.vae import WanVAE, slabs
 from wanexperts.wan.vae.pages import Room
 from wanexperts.wan.vae.slabs import Filter, conv_rows, conv_whole
+from wanexperts.wan.vae.strips import DecoderRun
 
 TOLERANCE = 1e-5  # measured: 2.1e-6 float32 at dim 96, bit-equal in bfloat16
 
@@ -106,3 +108,37 @@ def test_a_stream_in_slabs_is_the_same_stream(monkeypatch, dtype):
     found = vae.decode(latents), vae.encode(video)
     for ours, whole in zip(found, wanted, strict=True):
         assert (ours - whole).abs().max() <= (0 if dtype == torch.bfloat16 else TOLERANCE)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest memory that operations gave back, but for one that is known."""
+
+    def __init__(self, known: int) -> None:
+        super().__init__()
+        self.elements, self._known = 0, known
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in [out] if isinstance(out, torch.Tensor) else []:
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() != self._known:
+                self.elements = max(self.elements, memory.nbytes() // tensor.element_size())
+        return out
+
+
+@torch.no_grad()
+def test_a_stream_makes_nothing_larger_than_a_frame(monkeypatch):
+    """Joined, padded and enlarged frames come into the room: new ones would break the heap."""
+    few(monkeypatch, 1 << 17)  # several slabs, each larger than a frame
+    config = VAEConfig(dim=16)
+    vae = WanVAE(config).eval().requires_grad_(False)
+    vae.load_state_dict(random_state(vae, seed=0))
+    run, latent = DecoderRun(), torch.zeros(1, 16, 8, 14)
+    for _ in range(3):  # until every layer has its whole past, and the room its size
+        list(vae.decoder.step(latent, run))
+    assert all(cache.room is run.lower.room for cache in run.strips)
+    room = run.lower.room.frame((1, 1, 1, 1), latent).data_ptr()
+    with Largest(room) as largest:
+        list(vae.decoder.step(latent, run))
+    widest = config.dim * 64 * 112
+    assert largest.elements == widest
