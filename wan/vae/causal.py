@@ -9,7 +9,6 @@ Shape legend: a clip is ``(B, C, T, H, W)``, a frame ``(B, C, H, W)`` in either 
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -58,12 +57,27 @@ class CausalCache:
         A tensor that :meth:`past` gave before may hold other numbers afterwards.
         """
         past, device = self._past.get(layer, ()), self._device or frame.device
-        if self._watching and not self.moved:
-            seen = pairwise((*past, frame.to(device)))
-            self.moved = len(past) < length or not all(torch.equal(a, b) for a, b in seen)
+        self._see(past, (*past, frame)[-length:])
         if device == _CPU:
             frame = (past[0] if len(past) == length else pages_like(frame)).copy_(frame)
         self._past[layer] = (*past, frame.to(device))[-length:]
+
+    def replace(self, layer: nn.Module, frames: list[Tensor]) -> None:
+        """Make ``frames`` the whole past of ``layer``, which keeps something else than its input."""
+        past, device = self._past.get(layer, ()), self._device or frames[0].device
+        self._see(past, tuple(frames))
+        if device == _CPU:
+            pages = past or tuple(pages_like(frame) for frame in frames)
+            frames = [page.copy_(frame) for page, frame in zip(pages, frames, strict=True)]
+        self._past[layer] = tuple(frame.to(device) for frame in frames)
+
+    def _see(self, before: Frames, after: Frames) -> None:
+        if self._watching and not self.moved:
+            pairs = zip(before, after, strict=False)
+            same = len(before) == len(after) and all(
+                torch.equal(a, b.to(a.device)) for a, b in pairs
+            )
+            self.moved = not same
 
     def set_aside(self, layer: nn.Module, frame: Tensor) -> None:
         """Let ``frame`` wait for the next one, which ``layer`` takes it with."""
@@ -148,3 +162,33 @@ def conv_frames(conv: Any, frames: list[Tensor], room: Room) -> Tensor:
             frames.clear()
 
     return conv_rows(given, join, x, width, runs, room)
+
+
+def conv_ahead(conv: Any, x: Tensor, room: Room) -> list[Tensor]:
+    """What one frame adds to its own output frame and to those after it, in float32.
+
+    The sum of what an output frame gets so is that of :func:`conv_clip`; its bias comes with its own
+    frame. Where the output has few channels these sums are less to keep than the past.
+
+    Args:
+        conv: a Conv3d without temporal padding.
+        x: ``(B, C, H, W)``.
+        room: to work in.
+
+    Returns:
+        As many ``(B, C_out, H, W)`` as the kernel is long.
+    """
+    weight = rearrange(current(conv, "weight", x), "o c t kh kw -> (t o) c 1 kh kw")
+    given = Filter(weight, None, conv.padding[1:])
+    runs = slabs(x.shape[2], x[:, :, 0].numel(), x.device)
+
+    def rows(to: Tensor, start: int, stop: int) -> None:
+        to.copy_(x[:, :, start:stop])
+
+    whole = len(runs) == 1
+    out = conv_whole(given, x) if whole else conv_rows(given, rows, x, x.shape[3], runs, room)
+    parts = [part.to(torch.float32, copy=True) for part in out.chunk(conv.kernel_size[0], dim=1)]
+    parts.reverse()  # the kernel's last part meets the present
+    if conv.bias is not None:
+        parts[0] += current(conv, "bias", x, torch.float32).view(-1, 1, 1)
+    return parts

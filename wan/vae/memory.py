@@ -162,7 +162,10 @@ def _need(layer: nn.Module, pixels: int, offload: bool) -> _Need:
         return _Need(2 * (dim + out) * pixels, skip * pixels + max(joined))
     dim = _width(layer)
     if isinstance(layer, Head):
-        return _Need(2 * dim * pixels, dim * pixels + _joined(dim, RGB, pixels, offload))
+        # Kept: two sums in float32. On the way: input, norm, what three frames get of it, and in float32.
+        conv: Any = layer.get_submodule("2")
+        out = int(conv.out_channels)
+        return _Need(4 * out * pixels, (2 * dim + 9 * out) * pixels)
     if isinstance(layer, AttentionBlock):
         return _Need(0, 9 * dim * pixels)  # frame, norm, qkv twice, result
     if isinstance(layer, Downsample):
