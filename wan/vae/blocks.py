@@ -17,7 +17,7 @@ from ..attention import sdpa
 from ..ops import Ops, cast_like, current
 from .causal import CausalCache, conv_ahead, conv_clip, conv_frame, conv_frames
 from .pages import Room
-from .slabs import NORM_ELEMENTS, Filter, conv_rows, slabs
+from .slabs import NORM_BYTES, Filter, conv_rows, slabs
 
 NORM_EPS = 1e-12
 
@@ -52,7 +52,8 @@ def activate(norm: ChannelNorm, x: Tensor, room: Room, *, used_up: bool = False)
     if x.is_cuda:
         return activated_by_kernel(x, gamma)
     out = x if used_up else torch.empty_like(x)
-    for start, stop in slabs(x.shape[2], x[:, :, 0].numel(), x.device, NORM_ELEMENTS):
+    row = x[:, :, 0].numel() * torch.float32.itemsize
+    for start, stop in slabs(x.shape[2], row, x.device, NORM_BYTES):
         rows = room.frame((*x.shape[:2], stop - start, x.shape[3]), x, torch.float32)
         out[:, :, start:stop] = _activated(rows.copy_(x[:, :, start:stop]), gamma)
     return out
@@ -229,7 +230,7 @@ class Upsample(nn.Module):
         bias = None if conv.bias is None else current(conv, "bias", x)
         given = Filter(current(conv, "weight", x).unsqueeze(2), bias, conv.padding)
         height, width = 2 * x.shape[2], 2 * x.shape[3]
-        runs = slabs(height, 2 * x[:, :, 0].numel(), x.device)
+        runs = slabs(height, 2 * x[:, :, 0].nbytes, x.device)
 
         def double(doubled: Tensor, start: int, stop: int) -> None:
             for skip in (0, 1):

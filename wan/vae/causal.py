@@ -25,7 +25,7 @@ Frames = tuple[Tensor, ...]
 
 
 class CausalCache:
-    """The last input frames of every causal layer of one running stream.
+    """What every causal layer of one running stream keeps of its past, mostly its last input frames.
 
     In the host's memory each layer's past has pages of its own, which later frames are copied into.
     Elsewhere a frame is kept as it is, and whoever hands it over must not change it afterwards.
@@ -44,7 +44,7 @@ class CausalCache:
         self.moved = False
 
     def past(self, layer: nn.Module) -> Frames | None:
-        """Input frames that ``layer`` keeps, oldest first; None before its first one."""
+        """Frames that ``layer`` keeps, oldest first; None before its first one."""
         return self._past.get(layer)
 
     def begin(self, layer: nn.Module) -> None:
@@ -63,7 +63,10 @@ class CausalCache:
         self._past[layer] = (*past, frame.to(device))[-length:]
 
     def replace(self, layer: nn.Module, frames: list[Tensor]) -> None:
-        """Make ``frames`` the whole past of ``layer``, which keeps something else than its input."""
+        """Make ``frames`` the past of ``layer``, which keeps something else than its input.
+
+        There are as many of them each time.
+        """
         past, device = self._past.get(layer, ()), self._device or frames[0].device
         self._see(past, tuple(frames))
         if device == _CPU:
@@ -147,7 +150,7 @@ def conv_frames(conv: Any, frames: list[Tensor], room: Room) -> Tensor:
     bias = None if conv.bias is None else current(conv, "bias", x)
     given, last = Filter(weight, bias, conv.padding[1:]), channels_last(x)
     height, width = x.shape[2:]
-    runs = slabs(height, count * x[:, :, 0].numel(), x.device) if last else [(0, height)]
+    runs = slabs(height, count * x[:, :, 0].nbytes, x.device) if last else [(0, height)]
     if count == len(runs) == 1:
         return conv_whole(given, x)
 
@@ -180,7 +183,7 @@ def conv_ahead(conv: Any, x: Tensor, room: Room) -> list[Tensor]:
     """
     weight = rearrange(current(conv, "weight", x), "o c t kh kw -> (t o) c 1 kh kw")
     given = Filter(weight, None, conv.padding[1:])
-    runs = slabs(x.shape[2], x[:, :, 0].numel(), x.device)
+    runs = slabs(x.shape[2], x[:, :, 0].nbytes, x.device)
 
     def rows(to: Tensor, start: int, stop: int) -> None:
         to.copy_(x[:, :, start:stop])

@@ -20,7 +20,7 @@ from ..ops import TorchOps
 from ..shapes import SPATIAL_STRIDE, TEMPORAL_STRIDE
 from .blocks import AttentionBlock, Downsample, Head, ResidualBlock, Upsample
 from .model import RGB, WanVAE
-from .slabs import WIDE_SLAB_ELEMENTS
+from .slabs import WIDE_SLAB_BYTES
 from .strips import WHOLE, DecodePlan, halos, split_rows
 
 PLANS = (
@@ -34,6 +34,8 @@ the part that runs whole is the widest, and more strips would not help."""
 COUNTED = 0.85
 """Share of the memory in use that the layers account for; the rest is left to kernels and gaps."""
 _NORM_ELEMENTS = 1 << 22
+_WIDE_SLAB = WIDE_SLAB_BYTES // torch.bfloat16.itemsize
+"""Elements; half as many in float32."""
 _KERNEL_WEIGHTS = 3
 """Copies of the largest weight a convolution may make: in another dtype, order and block layout."""
 
@@ -171,7 +173,7 @@ def _need(layer: nn.Module, pixels: int, offload: bool) -> _Need:
     if isinstance(layer, Downsample):
         return _Need(dim * pixels // 4 if layer.temporal else 0, 2 * dim * pixels)
     # The frame, rows of it with four times as many positions, all of those with half the channels.
-    return _Need(0, 3 * dim * pixels + min(4 * dim * pixels, WIDE_SLAB_ELEMENTS))
+    return _Need(0, 3 * dim * pixels + min(4 * dim * pixels, _WIDE_SLAB))
 
 
 def _in_time(layer: nn.Module, pixels: int, offload: bool) -> _Need:
@@ -184,8 +186,8 @@ def _joined(dim: int, out: int, pixels: int, offload: bool) -> int:
     """Elements alive around a causal 3x3x3 convolution, beside what is held between frames."""
     # Of three frames one or, where the past comes from elsewhere, all are not held in between.
     frames = 3 * dim if offload else dim
-    if 3 * dim * pixels > WIDE_SLAB_ELEMENTS:
-        return (frames + out) * pixels + 2 * WIDE_SLAB_ELEMENTS
+    if 3 * dim * pixels > _WIDE_SLAB:
+        return (frames + out) * pixels + 2 * _WIDE_SLAB
     return max(frames + 3 * dim, (4 if offload else 3) * dim + out) * pixels
 
 

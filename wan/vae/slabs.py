@@ -17,13 +17,13 @@ from torch.nn.functional import conv2d
 
 from .pages import Room, channels_last
 
-SLAB_ELEMENTS = {"cpu": 1 << 20}
-"""Elements of a convolution's slab by kind of device; its weights are put in order for each."""
-WEIGHT_ELEMENTS = {"cpu": 1 << 20}
+SLAB_BYTES = {"cpu": 2 << 20}
+"""Of a convolution's slab by kind of device; its weights are put in order for each."""
+WEIGHT_BYTES = {"cpu": 2 << 20}
 """The same of its weights, where they outweigh the frame."""
-NORM_ELEMENTS = {"cpu": 1 << 16}
+NORM_BYTES = {"cpu": 1 << 18}
 """The same of a norm's slab, which computes in float32 and has no rows to share between slabs."""
-WIDE_SLAB_ELEMENTS = 1 << 26
+WIDE_SLAB_BYTES = 1 << 27
 """The same of all where many small kernels would cost more than the memory is worth."""
 
 Fill = Callable[[Tensor, int, int], None]
@@ -60,11 +60,11 @@ class Filter:
 def slabs(
     height: int, row: int, device: torch.device, limits: dict[str, int] | None = None
 ) -> list[tuple[int, int]]:
-    """Runs ``(start, stop)`` that cover ``height`` rows of ``row`` elements each, all but the last alike.
+    """Runs ``(start, stop)`` that cover ``height`` rows of ``row`` bytes each, all but the last alike.
 
-    ``limits`` are elements of a slab by kind of device, :data:`SLAB_ELEMENTS` if None.
+    ``limits`` are bytes of a slab by kind of device, :data:`SLAB_BYTES` if None.
     """
-    limit = (limits or SLAB_ELEMENTS).get(device.type, WIDE_SLAB_ELEMENTS)
+    limit = (limits or SLAB_BYTES).get(device.type, WIDE_SLAB_BYTES)
     rows = max(1, limit // row)
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
@@ -74,8 +74,8 @@ def conv_whole(given: Filter, x: Tensor) -> Tensor:
 
     Every run of channels reads the frame anew, so its weights are no smaller than the frame.
     """
-    limit = max(WEIGHT_ELEMENTS.get(x.device.type, WIDE_SLAB_ELEMENTS), x.numel())
-    parts = given.parts(-(-given.weight.numel() // limit))
+    limit = max(WEIGHT_BYTES.get(x.device.type, WIDE_SLAB_BYTES), x.nbytes)
+    parts = given.parts(-(-given.weight.nbytes // limit))
     if len(parts) == 1:
         return conv2d(x, given.weight_2d(x), given.bias, padding=given.padding)
     out, start = _empty_frame(given, x, x.shape[2], x.shape[3]), 0
