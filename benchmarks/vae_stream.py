@@ -1,7 +1,7 @@
 """The VAE frame by frame: seconds and memory beside diffusers, ComfyUI and bare convolutions.
 
     python benchmarks/vae_stream.py [--comfyui FOLDER ...] [--dtypes float32 bfloat16] [--latent 8 14]
-        [--directions decode encode] [--frames 17 33 81] [--rounds 5] [--processes 3]
+        [--directions decode encode] [--frames 33 81] [--rounds 5] [--processes 9] [--at-once 2]
         [--ways ours diffusers] [--out results.jsonl]
 
 One random VAE of the published sizes (dim 96) is written once per dtype and mapped by all ways, each
@@ -18,8 +18,8 @@ alike. One JSON line per way:
 - ``peak_mb``: by length, peak resident memory above imports and weights, latents and finished frames
   included, with the system's allocator as it is;
 - ``code_mb``: what of it are pages of the libraries' own files, touched by the first run;
-- ``in_use_mb``: the same with an allocator that gives everything freed straight back, so that what
-  it keeps for later is left out.
+- ``in_use_mb``: the same of one process with an allocator that gives everything freed straight back,
+  so that what it keeps for later is left out; it varies by less than 1 %.
 
 The way "ours, 2 strips" is the same decode in strips; "ours, float32 weights" decodes in bfloat16
 with weights kept in float32, as the nodes do.
@@ -36,6 +36,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -295,29 +296,39 @@ def compare(
 
     lines: list[dict[str, object]] = [dict(way.told) for way in ways]
     for line, way in zip(lines, ways, strict=True):
-        for name, malloc in (("peak_mb", {}), ("in_use_mb", GIVE_BACK)):
-            found: dict[str, list[float]] = {}
-            for frames in given.frames:
-                found[str(frames)], line["code_mb"] = _peaks(given, way, one(way), malloc, frames)
-            line[name] = {frames: median(peaks) for frames, peaks in found.items()}
-            spread = {f: [min(peaks), max(peaks)] for f, peaks in found.items()}
-            line[f"{name[:-3]}_spread"] = spread
+        found: dict[int, list[float]] = {}
+        in_use: dict[int, float] = {}
+        for frames in given.frames:
+            allocators = [{}] * given.processes + [GIVE_BACK]
+            *peaks, kept_least = _peaks(given, way, one(way), allocators, frames)
+            found[frames], in_use[frames] = [peak for peak, _ in peaks], kept_least[0]
+            line["code_mb"] = median(code for _, code in peaks)
+        line["processes"] = given.processes
+        line["peak_mb"] = {frames: median(peaks) for frames, peaks in found.items()}
+        line["peak_spread"] = {frames: [min(peaks), max(peaks)] for frames, peaks in found.items()}
+        line["in_use_mb"] = in_use
     if given.rounds:
         _take_turns(given, [Worker(given, way, one(way), {}) for way in ways], lines)
     return [{"direction": direction, "dtype": dtype, **line} for line in lines]
 
 
 def _peaks(
-    given: argparse.Namespace, way: Way, one: list[str], malloc: dict[str, str], frames: int
-) -> tuple[list[float], float]:
-    """Of fresh processes, and the part of the last one that is code."""
-    peaks, code = [], 0.0
-    for _ in range(given.processes):
+    given: argparse.Namespace,
+    way: Way,
+    one: list[str],
+    allocators: list[dict[str, str]],
+    frames: int,
+) -> list[tuple[float, float]]:
+    """Of a fresh process for each of ``allocators``: its peak, and the part of it that is code."""
+
+    def measured(malloc: dict[str, str]) -> tuple[float, float]:
         worker = Worker(given, way, one, malloc)
-        peaks.append(worker.ask("peak", frames))
-        code = worker.ask("code", frames)
+        peak, code = worker.ask("peak", frames), worker.ask("code", frames)
         worker.end()
-    return peaks, code
+        return peak, code
+
+    with ThreadPoolExecutor(given.at_once) as pool:
+        return list(pool.map(measured, allocators))
 
 
 def _take_turns(
@@ -350,12 +361,13 @@ def _take_turns(
 def main() -> None:
     """Write the VAEs, measure every direction and dtype, print the lines."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, nargs="+", default=[17, 33])
+    parser.add_argument("--frames", type=int, nargs="+", default=[33])
     parser.add_argument("--latent", type=int, nargs=2, default=[8, 14])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--directions", nargs="+", default=["decode"])
     parser.add_argument("--rounds", type=int, default=5, help="0 for memory alone")
-    parser.add_argument("--processes", type=int, default=3, help="that each peak is measured in")
+    parser.add_argument("--processes", type=int, default=9, help="that each peak is measured in")
+    parser.add_argument("--at-once", type=int, default=1, help="of them that run side by side")
     parser.add_argument("--ways", nargs="+", help="some of them")
     parser.add_argument("--comfyui", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path, help="lines are added to it")

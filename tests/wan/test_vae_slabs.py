@@ -8,7 +8,7 @@ from torch.nn.functional import conv2d, conv3d
 from torch.utils._python_dispatch import TorchDispatchMode
 from wanexperts.tests.helpers import random_state
 from wanexperts.wan.config import VAEConfig
-from wanexperts.wan.vae import WanVAE, slabs
+from wanexperts.wan.vae import WanVAE, causal, pages, slabs
 from wanexperts.wan.vae.pages import Room
 from wanexperts.wan.vae.slabs import Filter, conv_rows, conv_whole
 from wanexperts.wan.vae.strips import DecoderRun
@@ -19,7 +19,8 @@ TOLERANCE = 1e-5  # measured: 2.1e-6 float32 at dim 96, bit-equal in bfloat16
 def few(monkeypatch, size: int) -> None:
     """Slabs of so many bytes of a frame, and of a weight."""
     monkeypatch.setattr(slabs, "SLAB_BYTES", {"cpu": size})
-    monkeypatch.setattr(slabs, "WEIGHT_BYTES", {"cpu": size})
+    monkeypatch.setattr(slabs, "WEIGHT_NUMBERS", {"cpu": size // 4})
+    monkeypatch.setattr(slabs, "WEIGHT_CHANNELS", 2)
 
 
 @pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
@@ -60,7 +61,7 @@ def test_channels_are_convolved_as_all_are(monkeypatch, order, biased, size, ker
 
     monkeypatch.setattr(slabs, "conv2d", counted)
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randn(3, 1, 2, 3, 4, generator=generator)  # T, B, C, H, W
+    frames = torch.randn(3, 1, 2, 4, 6, generator=generator)  # T, B, C, H, W
     last = order == torch.channels_last
     joined = torch.stack([*frames], dim=1 if last else 2).flatten(1, 2)
     weight = torch.randn(7, 2, 3, 3, 3, generator=generator)
@@ -70,7 +71,7 @@ def test_channels_are_convolved_as_all_are(monkeypatch, order, biased, size, ker
     assert sum(calls) == 7
     assert (
         len(calls) == kernels
-    )  # a weight of 378 elements, never in parts smaller than a frame of 72
+    )  # a weight of 1512 bytes, in twos for as much as half a frame of 576
     assert found.is_contiguous(memory_format=order)
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
@@ -110,35 +111,53 @@ def test_a_stream_in_slabs_is_the_same_stream(monkeypatch, dtype):
         assert (ours - whole).abs().max() <= (0 if dtype == torch.bfloat16 else TOLERANCE)
 
 
-class Largest(TorchDispatchMode):
-    """Elements of the largest memory that operations gave back, but for one that is known."""
+@torch.no_grad()
+def test_frames_that_a_device_keeps_as_they_are_are_not_written_over(monkeypatch):
+    """As on a GPU, where no layer has rooms or pages of its own."""
+    vae = WanVAE(VAEConfig(dim=16)).eval().requires_grad_(False)
+    vae.load_state_dict(random_state(vae, seed=0))
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 16, 3, 3, 5, generator=generator)
+    video = torch.rand(1, 3, 5, 32, 48, generator=generator) * 2 - 1
+    video = torch.cat([video, *[video[:, :, -1:]] * 16], dim=2)  # until stages have settled
+    wanted = vae.decode(latents), vae.encode(video)
+    for module in (pages, causal):
+        monkeypatch.setattr(module, "_CPU", torch.device("cuda"))
+    assert not pages.Room.serves(latents.device)
+    found = vae.decode(latents), vae.encode(video)
+    assert all(map(torch.equal, found, wanted))
 
-    def __init__(self, known: int) -> None:
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest memory that operations gave back, but for some that is known."""
+
+    def __init__(self, known: set[int]) -> None:
         super().__init__()
-        self.elements, self._known = 0, known
+        self.bytes, self._known = 0, known
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in [out] if isinstance(out, torch.Tensor) else []:
             memory = tensor.untyped_storage()
-            if memory.data_ptr() != self._known:
-                self.elements = max(self.elements, memory.nbytes() // tensor.element_size())
+            if memory.data_ptr() not in self._known:
+                self.bytes = max(self.bytes, memory.nbytes())
         return out
 
 
 @torch.no_grad()
 def test_a_stream_makes_nothing_larger_than_a_frame(monkeypatch):
-    """Joined, padded and enlarged frames come into the room: new ones would break the heap."""
+    """Joined, padded and enlarged frames come into a room: new ones would break the heap."""
     few(monkeypatch, 1 << 19)  # several slabs, each larger than a frame
     config = VAEConfig(dim=16)
     vae = WanVAE(config).eval().requires_grad_(False)
     vae.load_state_dict(random_state(vae, seed=0))
     run, latent = DecoderRun(), torch.zeros(1, 16, 8, 14)
-    for _ in range(3):  # until every layer has its whole past, and the room its size
+    for _ in range(3):  # until every layer has its whole past, and the rooms their size
         list(vae.decoder.step(latent, run))
-    assert all(cache.room is run.lower.room for cache in run.strips)
-    room = run.lower.room.frame((1, 1, 1, 1), latent).data_ptr()
-    with Largest(room) as largest:
+    work = run.lower.work
+    assert all(cache.work is work for cache in run.strips)
+    rooms = [work.slab, work.activated, work.hidden]
+    with Largest({room.frame((1, 1, 1, 1), latent).data_ptr() for room in rooms}) as largest:
         list(vae.decoder.step(latent, run))
     widest = config.dim * 64 * 112
-    assert largest.elements == widest
+    assert largest.bytes == widest * latent.itemsize

@@ -6,7 +6,7 @@ Each block has two ways: ``forward`` takes a whole clip ``(B, C, T, H, W)`` and 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from einops import rearrange
@@ -16,8 +16,8 @@ from torch.nn.functional import conv2d, rms_norm, silu
 from ..attention import sdpa
 from ..ops import Ops, cast_like, current
 from .causal import CausalCache, conv_ahead, conv_clip, conv_frame, conv_frames
-from .pages import Room
-from .slabs import NORM_BYTES, Filter, conv_rows, slabs
+from .pages import Room, Shape
+from .slabs import NORM_BYTES, Filter, Output, conv_rows, slabs
 
 NORM_EPS = 1e-12
 
@@ -43,18 +43,25 @@ def _scale(x: Tensor) -> Tensor:
     return scale
 
 
-def activate(norm: ChannelNorm, x: Tensor, room: Room, *, used_up: bool = False) -> Tensor:
+def activate(norm: ChannelNorm, x: Tensor, slab: Room, into: Room | None = None) -> Tensor:
     """``silu(norm(x))`` of one frame ``(B, C, H, W)``, with few passes and small temporaries.
 
-    ``used_up`` says that nobody needs ``x`` any more, so that the result may be written over it.
+    Args:
+        norm: of C channels.
+        x: if ``into`` is None nobody may need it any more: the result may be written over it.
+        slab: to compute in.
+        into: what the result is written into.
+
+    Returns:
+        The same shape, dtype and memory order.
     """
     gamma = current(norm, "gamma", x, torch.float32)
     if x.is_cuda:
         return activated_by_kernel(x, gamma)
-    out = x if used_up else torch.empty_like(x)
+    out = into.frame(cast(Shape, tuple(x.shape)), x) if into else x
     row = x[:, :, 0].numel() * torch.float32.itemsize
     for start, stop in slabs(x.shape[2], row, x.device, NORM_BYTES):
-        rows = room.frame((*x.shape[:2], stop - start, x.shape[3]), x, torch.float32)
+        rows = slab.frame((*x.shape[:2], stop - start, x.shape[3]), x, torch.float32)
         out[:, :, start:stop] = _activated(rows.copy_(x[:, :, start:stop]), gamma)
     return out
 
@@ -101,16 +108,15 @@ class ResidualBlock(nn.Module):
         return skip + x
 
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
-        """Map the next frame ``(B, in_dim, H, W)`` to ``(B, out_dim, H, W)``."""
+        """Map the next frame ``(B, in_dim, H, W)``, which is used up, to ``(B, out_dim, H, W)``."""
         first_norm, _, first, second_norm, _, _, second = self.residual
-        skip = (
-            x
-            if isinstance(self.shortcut, nn.Identity)
-            else conv_frames(self.shortcut, [x], cache.room)
-        )
-        x = conv_frame(first, activate(first_norm, x, cache.room), cache)  # type: ignore[arg-type]
-        x = activate(second_norm, x, cache.room, used_up=True)  # type: ignore[arg-type]
-        return conv_frame(second, x, cache).add_(skip)
+        work, out = cache.work, x
+        if not isinstance(self.shortcut, nn.Identity):
+            out = conv_frames(self.shortcut, [x], work.slab)
+        x = activate(first_norm, x, work.slab, work.activated)  # type: ignore[arg-type]
+        x = conv_frame(first, x, cache, Output(room=work.hidden))
+        x = activate(second_norm, x, work.slab)  # type: ignore[arg-type]
+        return conv_frame(second, x, cache, Output(onto=out))
 
 
 class AttentionBlock(nn.Module):
@@ -176,12 +182,12 @@ class Downsample(nn.Module):
         past = cache.past(self.time_conv)
         if past is None:
             cache.keep(self.time_conv, x, 1)
-            return [x]
+            return [x.clone()]  # the next layer may use it up
         between = cache.take(self)
         if between is None:
             cache.set_aside(self, x)
             return []
-        complete = conv_frames(self.time_conv, [past[0].to(x.device), between, x], cache.room)
+        complete = conv_frames(self.time_conv, [past[0].to(x.device), between, x], cache.work.slab)
         cache.keep(self.time_conv, x, 1)
         return [complete]
 
@@ -238,7 +244,7 @@ class Upsample(nn.Module):
                 pairs = rearrange(rows, "b c h (w two) -> b c h w two", two=2)
                 pairs.copy_(x[:, :, first : first + rows.shape[2]].unsqueeze(-1))
 
-        return conv_rows(given, double, x, width, runs, cache.room)
+        return conv_rows(given, double, x, width, runs, cache.work.slab)
 
 
 class Head(nn.ModuleList):
@@ -261,8 +267,8 @@ class Head(nn.ModuleList):
         kept in float32 instead of two frames of ``dim`` channels.
         """
         norm, _, conv = self
-        frame = activate(norm, x, cache.room)  # type: ignore[arg-type]
-        sums = conv_ahead(conv, frame, cache.room)
+        frame = activate(norm, x, cache.work.slab)  # type: ignore[arg-type]
+        sums = conv_ahead(conv, frame, cache.work.slab)
         for index, waiting in enumerate(cache.past(conv) or ()):
             sums[index] += waiting.to(x.device)
         cache.replace(conv, sums[1:])

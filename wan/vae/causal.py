@@ -16,8 +16,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..ops import current
-from .pages import Room, channels_last, pages_like
-from .slabs import Filter, conv_rows, conv_whole, slabs
+from .pages import Room, Work, channels_last, pages_like
+from .slabs import OWN, Filter, Output, conv_rows, conv_whole, slabs
 
 _CPU = torch.device("cpu")
 
@@ -31,12 +31,12 @@ class CausalCache:
     Elsewhere a frame is kept as it is, and whoever hands it over must not change it afterwards.
     """
 
-    def __init__(self, device: torch.device | None = None, room: Room | None = None) -> None:
+    def __init__(self, device: torch.device | None = None, work: Work | None = None) -> None:
         """Start a new stream; its past lives on ``device``, or where it is made if None.
 
-        Its layers work in ``room``; streams that take turns may share one.
+        Its layers work in ``work``; streams that take turns may share one.
         """
-        self.room = room or Room()
+        self.work = work or Work()
         self._device = device
         self._past: dict[nn.Module, Frames] = {}
         self._waiting: dict[nn.Module, Tensor] = {}
@@ -116,21 +116,23 @@ def conv_clip(conv: Any, x: Tensor) -> Tensor:
     return out
 
 
-def conv_frame(conv: Any, x: Tensor, cache: CausalCache) -> Tensor:
+def conv_frame(conv: Any, x: Tensor, cache: CausalCache, output: Output = OWN) -> Tensor:
     """One output frame of :func:`conv_clip`: ``x`` is the next frame of the stream.
+
+    It goes where ``output`` says.
 
     Returns:
         ``(B, C_out, H_out, W_out)``.
     """
     context = conv.kernel_size[0] - 1
     past = (cache.past(conv) or ()) if context else ()
-    out = conv_frames(conv, [*(f.to(x.device) for f in past), x], cache.room)
+    out = conv_frames(conv, [*(f.to(x.device) for f in past), x], cache.work.slab, output)
     if context:
         cache.keep(conv, x, context)
     return out
 
 
-def conv_frames(conv: Any, frames: list[Tensor], room: Room) -> Tensor:
+def conv_frames(conv: Any, frames: list[Tensor], slab: Room, output: Output = OWN) -> Tensor:
     """A 3-D convolution with one output frame, as the 2-D convolution it is.
 
     Time and channels are summed alike, so n frames of C channels are one of n * C. With fewer
@@ -140,7 +142,8 @@ def conv_frames(conv: Any, frames: list[Tensor], room: Room) -> Tensor:
     Args:
         conv: a Conv3d without temporal padding.
         frames: ``(B, C, H, W)`` each, oldest first; used up.
-        room: to join them in.
+        slab: to join them in.
+        output: where the result goes.
 
     Returns:
         ``(B, C_out, H_out, W_out)``.
@@ -152,7 +155,7 @@ def conv_frames(conv: Any, frames: list[Tensor], room: Room) -> Tensor:
     height, width = x.shape[2:]
     runs = slabs(height, count * x[:, :, 0].nbytes, x.device) if last else [(0, height)]
     if count == len(runs) == 1:
-        return conv_whole(given, x)
+        return conv_whole(given, x, output)
 
     def join(joined: Tensor, start: int, stop: int) -> None:
         rows = [frame[:, :, start:stop] for frame in frames]
@@ -164,10 +167,10 @@ def conv_frames(conv: Any, frames: list[Tensor], room: Room) -> Tensor:
         if len(runs) == 1:  # beside the past only the joined one is held from now on
             frames.clear()
 
-    return conv_rows(given, join, x, width, runs, room)
+    return conv_rows(given, join, x, width, runs, slab, output)
 
 
-def conv_ahead(conv: Any, x: Tensor, room: Room) -> list[Tensor]:
+def conv_ahead(conv: Any, x: Tensor, slab: Room) -> list[Tensor]:
     """What one frame adds to its own output frame and to those after it, in float32.
 
     The sum of what an output frame gets so is that of :func:`conv_clip`; its bias comes with its own
@@ -176,7 +179,7 @@ def conv_ahead(conv: Any, x: Tensor, room: Room) -> list[Tensor]:
     Args:
         conv: a Conv3d without temporal padding.
         x: ``(B, C, H, W)``.
-        room: to work in.
+        slab: to work in.
 
     Returns:
         As many ``(B, C_out, H, W)`` as the kernel is long.
@@ -189,7 +192,7 @@ def conv_ahead(conv: Any, x: Tensor, room: Room) -> list[Tensor]:
         to.copy_(x[:, :, start:stop])
 
     whole = len(runs) == 1
-    out = conv_whole(given, x) if whole else conv_rows(given, rows, x, x.shape[3], runs, room)
+    out = conv_whole(given, x) if whole else conv_rows(given, rows, x, x.shape[3], runs, slab)
     parts = [part.to(torch.float32, copy=True) for part in out.chunk(conv.kernel_size[0], dim=1)]
     parts.reverse()  # the kernel's last part meets the present
     if conv.bias is not None:

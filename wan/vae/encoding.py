@@ -43,9 +43,11 @@ class EncoderRun:
             return [*self._settled[index]], True
         self._settled.pop(index, None)
         self.cache.watch(repeated)
+        if repeated:  # what the stage before recalls is not to be used up
+            frames = [frame.clone() for frame in frames]
         out = _through(layers, frames, self.cache)
         if repeated and not self.cache.moved:
-            self._settled[index] = [*out]
+            self._settled[index] = [frame.clone() for frame in out]
         return out, False
 
 

@@ -264,7 +264,7 @@ class WanVAE(nn.Module):
         self._check_latents(latents)
         run = DecoderRun(plan)
         for latent in latents.unbind(2):
-            z = conv_frames(self.conv2, [latent.contiguous()], run.lower.room)
+            z = conv_frames(self.conv2, [latent.contiguous()], run.lower.work.slab)
             yield torch.stack([*self.decoder.step(z, run)], dim=2).clamp_(-1, 1)
 
     def encode(self, video: Tensor) -> Tensor:

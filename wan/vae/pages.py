@@ -9,6 +9,7 @@ Shape legend: a frame is ``(B, C, H, W)`` in either memory order.
 from __future__ import annotations
 
 import mmap
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +24,12 @@ def channels_last(frame: Tensor) -> bool:
     return frame.stride(1) == 1
 
 
+def empty_frame(shape: Shape, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """New memory for a frame in the memory order, on the device and in the dtype of ``like``."""
+    order = torch.channels_last if channels_last(like) else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device, memory_format=order)
+
+
 def pages_like(frame: Tensor) -> Tensor:
     """Memory for a frame of the same shape and order, straight from the system and back to it."""
     flat = torch.frombuffer(mmap.mmap(-1, frame.nbytes), dtype=frame.dtype)
@@ -30,29 +37,45 @@ def pages_like(frame: Tensor) -> Tensor:
 
 
 class Room:
-    """Memory that one step of a stream after the other works in; what it holds is good until the next.
-
-    It is kept on the CPU alone: elsewhere the device's own allocator does as well.
-    """
+    """Memory that one step of a stream after the other works in; what it holds is good until the next."""
 
     def __init__(self) -> None:
         """Nothing is held until something is asked for."""
         self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    @staticmethod
+    def serves(device: torch.device) -> bool:
+        """Whether its memory is on ``device``: elsewhere than on the CPU new memory does as well."""
+        return device == _CPU
 
     def frame(self, shape: Shape, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A frame of any numbers, in the memory order and on the device of ``like``.
 
         ``dtype`` is that of ``like`` if None.
         """
-        dtype, last, count = dtype or like.dtype, channels_last(like), torch.Size(shape).numel()
-        if like.device != _CPU:
-            order = torch.channels_last if last else torch.contiguous_format
-            return torch.empty(shape, dtype=dtype, device=like.device, memory_format=order)
-        size = count * dtype.itemsize
+        dtype = dtype or like.dtype
+        if not self.serves(like.device):
+            return empty_frame(shape, like, dtype)
+        size = torch.Size(shape).numel() * dtype.itemsize
         if self._bytes.numel() < size:
             self._bytes = self._bytes.new_empty(0)  # the old goes before the new comes
             self._bytes = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
-        return _framed(self._bytes[:size].view(dtype), shape, last=last)
+        return _framed(self._bytes[:size].view(dtype), shape, last=channels_last(like))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What the layers of one stream work in, one after the other.
+
+    Frames of their own between other things that come and go would leave the heap in pieces.
+    """
+
+    slab: Room = field(default_factory=Room)
+    """Some rows: of what a convolution reads, or a norm in float32."""
+    activated: Room = field(default_factory=Room)
+    """A frame on its way into a residual block."""
+    hidden: Room = field(default_factory=Room)
+    """The frame between its two convolutions."""
 
 
 def _framed(flat: Tensor, shape: Shape | torch.Size, *, last: bool) -> Tensor:

@@ -9,18 +9,21 @@ the output's channels give the same numbers as all.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-from .pages import Room, channels_last
+from .pages import Room, Shape, channels_last, empty_frame
 
 SLAB_BYTES = {"cpu": 2 << 20}
 """Of a convolution's slab by kind of device; its weights are put in order for each."""
-WEIGHT_BYTES = {"cpu": 2 << 20}
-"""The same of its weights, where they outweigh the frame."""
+WEIGHT_NUMBERS = {"cpu": 1 << 19}
+"""Of the weights that are put in order at once, where those of a layer outweigh half its frame."""
+WEIGHT_CHANNELS = 16
+"""Of the output they are for: multiples, for kernels of 8 more take 1.3 to 1.5 times as long (AVX-512)."""
 NORM_BYTES = {"cpu": 1 << 18}
 """The same of a norm's slab, which computes in float32 and has no rows to share between slabs."""
 WIDE_SLAB_BYTES = 1 << 27
@@ -50,11 +53,47 @@ class Filter:
             return self.weight.permute(0, 3, 4, 2, 1).flatten(3).permute(0, 3, 1, 2)
         return self.weight.flatten(1, 2)
 
-    def parts(self, count: int) -> list[Filter]:
-        """Filters that give up to ``count`` runs of the channels, of equal size but for the last."""
-        weights = self.weight.chunk(count)
-        biases = [None] * len(weights) if self.bias is None else self.bias.chunk(count)
-        return [Filter(w, b, self.padding) for w, b in zip(weights, biases, strict=True)]
+    def joined(self, x: Tensor) -> Filter:
+        """The same for joined frames in the memory order of ``x``: its weights have their order then."""
+        return replace(self, weight=self.weight_2d(x).unsqueeze(2))
+
+    def parts(self, channels: int) -> list[Filter]:
+        """Filters that give so many of the channels each, but for the last."""
+        weights = torch.split(self.weight, channels)
+        biases = [None] * len(weights) if self.bias is None else torch.split(self.bias, channels)
+        return [replace(self, weight=w, bias=b) for w, b in zip(weights, biases, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where a convolution's output goes: into ``room``, onto a frame as a sum, or to memory of its own."""
+
+    room: Room | None = None
+    onto: Tensor | None = None
+
+    def frame(self, shape: Shape, like: Tensor) -> Tensor:
+        """The frame that it is put into, in the memory order of ``like``."""
+        if self.onto is not None:
+            return self.onto
+        return self.room.frame(shape, like) if self.room else empty_frame(shape, like)
+
+    def put(self, to: Tensor, part: Tensor) -> None:
+        """Some rows or channels of it, at their place ``to`` in the frame."""
+        if self.onto is None:
+            to.copy_(part)
+        else:
+            to += part
+
+    def whole(self, out: Tensor) -> Tensor:
+        """The frame with all of it at once."""
+        if self.onto is None and not (self.room and self.room.serves(out.device)):
+            return out
+        frame = self.frame(cast(Shape, tuple(out.shape)), out)
+        self.put(frame, out)
+        return frame
+
+
+OWN = Output()
 
 
 def slabs(
@@ -69,25 +108,44 @@ def slabs(
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
-def conv_whole(given: Filter, x: Tensor) -> Tensor:
-    """A convolution of a whole frame ``(B, T * C, H, W)``, a few channels at a time where weights are large.
-
-    Every run of channels reads the frame anew, so its weights are no smaller than the frame.
-    """
-    limit = max(WEIGHT_BYTES.get(x.device.type, WIDE_SLAB_BYTES), x.nbytes)
-    parts = given.parts(-(-given.weight.nbytes // limit))
+def conv_whole(given: Filter, x: Tensor, output: Output = OWN) -> Tensor:
+    """A convolution of a whole frame ``(B, T * C, H, W)``, a few channels at a time where weights are large."""
+    parts = _parts(given, x.device, x.numel())
     if len(parts) == 1:
-        return conv2d(x, given.weight_2d(x), given.bias, padding=given.padding)
-    out, start = _empty_frame(given, x, x.shape[2], x.shape[3]), 0
-    for part in parts:
-        stop = start + part.weight.shape[0]
-        out[:, start:stop] = conv2d(x, part.weight_2d(x), part.bias, padding=part.padding)
-        start = stop
+        return output.whole(conv2d(x, given.weight_2d(x), given.bias, padding=given.padding))
+    out = output.frame((x.shape[0], given.weight.shape[0], *x.shape[2:]), x)
+    _put_parts(parts, x, out, output)
     return out
 
 
+def _parts(given: Filter, device: torch.device, frame: int) -> list[Filter]:
+    """What is convolved at a time, a few channels where weights outweigh a frame of so many numbers.
+
+    Every part reads the frame anew, so its weights are about half of it or more.
+    """
+    most, channel = WEIGHT_NUMBERS.get(device.type), given.weight[0].numel()
+    if most is None or given.weight.numel() <= (most := max(most, frame // 2)):
+        return [given]
+    return given.parts(max(1, most // channel // WEIGHT_CHANNELS) * WEIGHT_CHANNELS)
+
+
+def _put_parts(parts: list[Filter], x: Tensor, to: Tensor, output: Output) -> None:
+    start = 0
+    for part in parts:
+        stop = start + part.weight.shape[0]
+        made = conv2d(x, part.weight_2d(x), part.bias, padding=part.padding)
+        output.put(to[:, start:stop], made)
+        start = stop
+
+
 def conv_rows(
-    given: Filter, fill: Fill, like: Tensor, width: int, runs: list[tuple[int, int]], room: Room
+    given: Filter,
+    fill: Fill,
+    like: Tensor,
+    width: int,
+    runs: list[tuple[int, int]],
+    slab: Room,
+    output: Output = OWN,
 ) -> Tensor:
     """A convolution whose input is made where it is needed.
 
@@ -97,7 +155,8 @@ def conv_rows(
         like: a frame of the input's batch, dtype, device and memory order.
         width: of the input.
         runs: the rows of the output that are made at a time, as :func:`slabs` gives them.
-        room: what the input is written into.
+        slab: what the input is written into.
+        output: where the result goes.
 
     Returns:
         ``(B, C_out, height, width)``.
@@ -105,23 +164,20 @@ def conv_rows(
     (_, height), (reach, across) = runs[-1], given.padding
     batch, channels = like.shape[0], given.weight[0, :, :, 0, 0].numel()
     if len(runs) == 1:
-        x = room.frame((batch, channels, height, width), like)
+        x = slab.frame((batch, channels, height, width), like)
         fill(x, 0, height)
-        return conv_whole(given, x)
+        return conv_whole(given, x, output)
     # What stays is made before what is needed for a moment: behind that it would leave a hole.
-    out = _empty_frame(given, like, height, width)
-    weight = given.weight_2d(like)
+    out = output.frame((batch, given.weight.shape[0], height, width), like)
+    frame = batch * channels * height * width
+    parts = _parts(replace(given, padding=(0, across)), like.device, frame)
+    if len(parts) == 1:  # in the kernel's order once for all rows
+        parts = [parts[0].joined(like)]
     for start, stop in runs:
         above, below = max(0, reach - start), max(0, stop + reach - height)
-        x = room.frame((batch, channels, stop - start + 2 * reach, width), like)
+        x = slab.frame((batch, channels, stop - start + 2 * reach, width), like)
         x[:, :, :above] = 0
         fill(x[:, :, above : x.shape[2] - below], start - reach + above, stop + reach - below)
         x[:, :, x.shape[2] - below :] = 0
-        out[:, :, start:stop] = conv2d(x, weight, given.bias, padding=(0, across))
+        _put_parts(parts, x, out[:, :, start:stop], output)
     return out
-
-
-def _empty_frame(given: Filter, like: Tensor, height: int, width: int) -> Tensor:
-    shape = (like.shape[0], given.weight.shape[0], height, width)
-    order = torch.channels_last if channels_last(like) else torch.contiguous_format
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=order)

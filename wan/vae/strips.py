@@ -51,7 +51,7 @@ class DecoderRun:
             )
         self.lower = CausalCache(None if resident else _CPU)
         self.strips = [
-            CausalCache(None if i < resident else _CPU, self.lower.room) for i in range(plan.strips)
+            CausalCache(None if i < resident else _CPU, self.lower.work) for i in range(plan.strips)
         ]
 
 
@@ -108,6 +108,8 @@ def run_strip(
         ``(B, C_out, s * (stop - start), s * W)`` where the layers enlarge by ``s``.
     """
     (start, stop), top, height = rows, 0, x.shape[2]
+    if not isinstance(layers[0], Upsample):  # the others use up what other strips still need
+        x = x.clone()
     for layer, halo in zip(layers, halos(layers), strict=True):
         first, last = max(0, start - halo), min(height, stop + halo)
         x = layer.step(x[:, :, first - top : last - top], cache)
