@@ -6,7 +6,7 @@ Each block has two ways: ``forward`` takes a whole clip ``(B, C, T, H, W)`` and 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -16,7 +16,7 @@ from torch.nn.functional import conv2d, rms_norm, silu
 from ..attention import sdpa
 from ..ops import Ops, cast_like, current
 from .causal import CausalCache, conv_ahead, conv_clip, conv_frame, conv_frames
-from .pages import Room, Shape
+from .pages import Room
 from .slabs import NORM_BYTES, Filter, Output, conv_rows, slabs
 
 NORM_EPS = 1e-12
@@ -58,7 +58,7 @@ def activate(norm: ChannelNorm, x: Tensor, slab: Room, into: Room | None = None)
     gamma = current(norm, "gamma", x, torch.float32)
     if x.is_cuda:
         return activated_by_kernel(x, gamma)
-    out = into.frame(cast(Shape, tuple(x.shape)), x) if into else x
+    out = into.frame(x.shape, x) if into else x
     row = x[:, :, 0].numel() * torch.float32.itemsize
     for start, stop in slabs(x.shape[2], row, x.device, NORM_BYTES):
         rows = slab.frame((*x.shape[:2], stop - start, x.shape[3]), x, torch.float32)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 _CPU = torch.device("cpu")
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, int, int, int] | torch.Size
 
 
 def channels_last(frame: Tensor) -> bool:
@@ -78,7 +78,7 @@ class Work:
     """The frame between its two convolutions."""
 
 
-def _framed(flat: Tensor, shape: Shape | torch.Size, *, last: bool) -> Tensor:
+def _framed(flat: Tensor, shape: Shape, *, last: bool) -> Tensor:
     batch, channels, height, width = shape
     if last:
         return flat.view(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -88,7 +87,7 @@ class Output:
         """The frame with all of it at once."""
         if self.onto is None and not (self.room and self.room.serves(out.device)):
             return out
-        frame = self.frame(cast(Shape, tuple(out.shape)), out)
+        frame = self.frame(out.shape, out)
         self.put(frame, out)
         return frame
 
