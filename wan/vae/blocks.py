@@ -17,7 +17,7 @@ from ..attention import sdpa
 from ..ops import Ops, cast_like, current
 from .causal import CausalCache, conv_ahead, conv_clip, conv_frame, conv_frames
 from .pages import Room
-from .slabs import NORM_BYTES, Filter, Output, conv_rows, slabs
+from .slabs import Filter, Output, conv_rows, norm_slabs, slabs
 
 NORM_EPS = 1e-12
 
@@ -60,7 +60,7 @@ def activate(norm: ChannelNorm, x: Tensor, slab: Room, into: Room | None = None)
         return activated_by_kernel(x, gamma)
     out = into.frame(x.shape, x) if into else x
     row = x[:, :, 0].numel() * torch.float32.itemsize
-    for start, stop in slabs(x.shape[2], row, x.device, NORM_BYTES):
+    for start, stop in norm_slabs(x.shape[2], row, x.device):
         rows = slab.frame((*x.shape[:2], stop - start, x.shape[3]), x, torch.float32)
         out[:, :, start:stop] = _activated(rows.copy_(x[:, :, start:stop]), gamma)
     return out
@@ -111,10 +111,10 @@ class ResidualBlock(nn.Module):
         """Map the next frame ``(B, in_dim, H, W)``, which is used up, to ``(B, out_dim, H, W)``."""
         first_norm, _, first, second_norm, _, _, second = self.residual
         work, out = cache.work, x
+        active = activate(first_norm, x, work.slab, work.beside(x))  # type: ignore[arg-type]
         if not isinstance(self.shortcut, nn.Identity):
-            out = conv_frames(self.shortcut, [x], work.slab)
-        x = activate(first_norm, x, work.slab, work.activated)  # type: ignore[arg-type]
-        x = conv_frame(first, x, cache, Output(room=work.hidden))
+            out = conv_frames(self.shortcut, [x], work.slab, Output(room=work.beside(x, active)))
+        x = conv_frame(first, active, cache, Output(room=work.beside(active, out)))
         x = activate(second_norm, x, work.slab)  # type: ignore[arg-type]
         return conv_frame(second, x, cache, Output(onto=out))
 
@@ -228,7 +228,8 @@ class Upsample(nn.Module):
         if cache.past(self.time_conv) is None:
             cache.begin(self.time_conv)
             return [x]
-        return list(conv_frame(self.time_conv, x, cache).chunk(2, dim=1))
+        both = conv_frame(self.time_conv, x, cache)
+        return [half.clone() for half in both.chunk(2, dim=1)]  # the first may go before the second
 
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
         """One frame ``(B, dim, H, W)`` to ``(B, dim // 2, 2H, 2W)``: space alone."""
@@ -244,7 +245,8 @@ class Upsample(nn.Module):
                 pairs = rearrange(rows, "b c h (w two) -> b c h w two", two=2)
                 pairs.copy_(x[:, :, first : first + rows.shape[2]].unsqueeze(-1))
 
-        return conv_rows(given, double, x, width, runs, cache.work.slab)
+        work = cache.work
+        return conv_rows(given, double, x, width, runs, work.slab, Output(room=work.beside(x)))
 
 
 class Head(nn.ModuleList):

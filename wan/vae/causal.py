@@ -153,7 +153,9 @@ def conv_frames(conv: Any, frames: list[Tensor], slab: Room, output: Output = OW
     bias = None if conv.bias is None else current(conv, "bias", x)
     given, last = Filter(weight, bias, conv.padding[1:]), channels_last(x)
     height, width = x.shape[2:]
-    runs = slabs(height, count * x[:, :, 0].nbytes, x.device) if last else [(0, height)]
+    # Channels apart, the kernel puts weights and rows in an order of its own: as much of both.
+    least = 0 if last else weight.nbytes
+    runs = slabs(height, count * x[:, :, 0].nbytes, x.device, least)
     if count == len(runs) == 1:
         return conv_whole(given, x, output)
 

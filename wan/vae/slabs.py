@@ -19,6 +19,8 @@ from .pages import Room, Shape, channels_last, empty_frame
 
 SLAB_BYTES = {"cpu": 2 << 20}
 """Of a convolution's slab by kind of device; its weights are put in order for each."""
+SLABS = 16
+"""As many as a frame has at most: of a large one they are larger."""
 WEIGHT_NUMBERS = {"cpu": 1 << 19}
 """Of the weights that are put in order at once, where those of a layer outweigh half its frame."""
 WEIGHT_CHANNELS = 16
@@ -95,15 +97,22 @@ class Output:
 OWN = Output()
 
 
-def slabs(
-    height: int, row: int, device: torch.device, limits: dict[str, int] | None = None
-) -> list[tuple[int, int]]:
-    """Runs ``(start, stop)`` that cover ``height`` rows of ``row`` bytes each, all but the last alike.
+def slabs(height: int, row: int, device: torch.device, least: int = 0) -> list[tuple[int, int]]:
+    """Runs ``(start, stop)`` that cover a convolution's ``height`` rows of ``row`` bytes each.
 
-    ``limits`` are bytes of a slab by kind of device, :data:`SLAB_BYTES` if None.
+    All but the last are alike, of ``least`` bytes or more.
     """
-    limit = (limits or SLAB_BYTES).get(device.type, WIDE_SLAB_BYTES)
-    rows = max(1, limit // row)
+    limit = SLAB_BYTES.get(device.type, WIDE_SLAB_BYTES)
+    return _runs(height, max(limit, least, height * row // SLABS) // row)
+
+
+def norm_slabs(height: int, row: int, device: torch.device) -> list[tuple[int, int]]:
+    """The same of a norm, with ``row`` bytes in float32."""
+    return _runs(height, NORM_BYTES.get(device.type, WIDE_SLAB_BYTES) // row)
+
+
+def _runs(height: int, rows: int) -> list[tuple[int, int]]:
+    rows = max(1, rows)
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
