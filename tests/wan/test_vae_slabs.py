@@ -156,7 +156,7 @@ def test_a_stream_makes_nothing_larger_than_a_frame(monkeypatch):
         list(vae.decoder.step(latent, run))
     work = run.lower.work
     assert all(cache.work is work for cache in run.strips)
-    rooms = [work.slab, *work._rooms]
+    rooms = [work.slab, work.activated, work.hidden]
     with Largest({room.frame((1, 1, 1, 1), latent).data_ptr() for room in rooms}) as largest:
         list(vae.decoder.step(latent, run))
     widest = config.dim * 64 * 112

@@ -111,10 +111,10 @@ class ResidualBlock(nn.Module):
         """Map the next frame ``(B, in_dim, H, W)``, which is used up, to ``(B, out_dim, H, W)``."""
         first_norm, _, first, second_norm, _, _, second = self.residual
         work, out = cache.work, x
-        active = activate(first_norm, x, work.slab, work.beside(x))  # type: ignore[arg-type]
         if not isinstance(self.shortcut, nn.Identity):
-            out = conv_frames(self.shortcut, [x], work.slab, Output(room=work.beside(x, active)))
-        x = conv_frame(first, active, cache, Output(room=work.beside(active, out)))
+            out = conv_frames(self.shortcut, [x], work.slab)
+        x = activate(first_norm, x, work.slab, work.activated)  # type: ignore[arg-type]
+        x = conv_frame(first, x, cache, Output(room=work.hidden))
         x = activate(second_norm, x, work.slab)  # type: ignore[arg-type]
         return conv_frame(second, x, cache, Output(onto=out))
 
@@ -245,8 +245,7 @@ class Upsample(nn.Module):
                 pairs = rearrange(rows, "b c h (w two) -> b c h w two", two=2)
                 pairs.copy_(x[:, :, first : first + rows.shape[2]].unsqueeze(-1))
 
-        work = cache.work
-        return conv_rows(given, double, x, width, runs, work.slab, Output(room=work.beside(x)))
+        return conv_rows(given, double, x, width, runs, cache.work.slab)
 
 
 class Head(nn.ModuleList):

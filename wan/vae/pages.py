@@ -9,6 +9,7 @@ Shape legend: a frame is ``(B, C, H, W)`` in either memory order.
 from __future__ import annotations
 
 import mmap
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -42,10 +43,6 @@ class Room:
         """Nothing is held until something is asked for."""
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
-    def holds(self, frame: Tensor) -> bool:
-        """Whether a frame, or what it is a part of, is in this memory."""
-        return frame.untyped_storage().data_ptr() == self._bytes.data_ptr()
-
     @staticmethod
     def serves(device: torch.device) -> bool:
         """Whether its memory is on ``device``: elsewhere than on the CPU new memory does as well."""
@@ -66,21 +63,19 @@ class Room:
         return _framed(self._bytes[:size].view(dtype), shape, last=channels_last(like))
 
 
+@dataclass(frozen=True, slots=True)
 class Work:
     """What the layers of one stream work in, one after the other.
 
     Frames of their own between other things that come and go would leave the heap in pieces.
     """
 
-    def __init__(self) -> None:
-        """Rooms for a frame, what is computed of it and what is needed on the way."""
-        self.slab = Room()
-        """Some rows: of what a convolution reads, or a norm in float32."""
-        self._rooms = (Room(), Room(), Room())
-
-    def beside(self, *frames: Tensor) -> Room:
-        """A room for a frame that none of up to two others are in; what else is in it is lost."""
-        return next(room for room in self._rooms if not any(map(room.holds, frames)))
+    slab: Room = field(default_factory=Room)
+    """Some rows: of what a convolution reads, or a norm in float32."""
+    activated: Room = field(default_factory=Room)
+    """A frame on its way into a residual block."""
+    hidden: Room = field(default_factory=Room)
+    """The frame between its two convolutions."""
 
 
 def _framed(flat: Tensor, shape: Shape, *, last: bool) -> Tensor:
