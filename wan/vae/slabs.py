@@ -3,7 +3,7 @@
 A convolution over the past and the present wants them joined, and one over an enlarged frame wants
 it enlarged: three and four times the frame. A slab of either gives the same numbers for its rows.
 And every convolution puts its weights in an order of its own, which outweighs small frames: some of
-the output's channels give the same numbers as all.
+the output's channels give the same numbers as all, but for the rounding of another kernel.
 """
 
 from __future__ import annotations
