@@ -33,8 +33,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,8 +44,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from benchmarks.bare import Convolutions, processor  # noqa: E402
 from benchmarks.load_pair import _enter  # noqa: E402
 from benchmarks.peak import MB, PeakRSS, hardware, kept  # noqa: E402
 from wan.checkpoint import load_vae, open_checkpoint  # noqa: E402
@@ -141,46 +139,6 @@ def comfyui(file: Path, checkout: Path) -> tuple[dict[str, Run], Any]:
     return {"decode": lambda latents: pixels(vae.decode(latents)), "encode": vae.encode}, vae
 
 
-class Convolutions(TorchDispatchMode):
-    """Counts the convolutions of a block of code by shape and memory order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[tuple[Any, ...]] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.ops.aten.convolution.default:
-            x, weight, bias, *rest = args
-            orders = (x.stride(1) == 1, weight.stride(1) == 1)
-            self.seen[(*orders, x.shape, weight.shape, bias is None, repr(rest))] += 1
-            self.rest = {**getattr(self, "rest", {}), repr(rest): rest}
-        return func(*args, **(kwargs or {}))
-
-    def seconds(self, dtype: torch.dtype) -> float:
-        """Time of the same convolutions alone."""
-        total = 0.0
-        for (x_last, w_last, x_shape, w_shape, no_bias, rest), count in self.seen.items():
-            x, weight = torch.randn(x_shape, dtype=dtype), torch.randn(w_shape, dtype=dtype)
-            x = x.contiguous(memory_format=torch.channels_last) if x_last else x
-            if w_last and weight.ndim == 4:
-                weight = weight.contiguous(memory_format=torch.channels_last)
-            bias = None if no_bias else torch.zeros(w_shape[0], dtype=dtype)
-            best = min(
-                _processor(lambda: torch.ops.aten.convolution(x, weight, bias, *self.rest[rest]))  # noqa: B023
-                for _ in range(3)
-            )
-            total += best * count
-        return total
-
-
-def _processor(work: Callable[[], object]) -> float:
-    start = time.thread_time()
-    work()
-    return time.thread_time() - start
-
-
 class Case:
     """One way, one direction, in this process."""
 
@@ -223,7 +181,7 @@ class Case:
     def seconds(self, frames: int) -> float:
         """Per latent frame."""
         given = self.input(frames)
-        return _processor(lambda: self.run(given)) / latent_frames(frames)
+        return processor(lambda: self.run(given)) / latent_frames(frames)
 
     def convolutions(self, frames: int) -> float:
         """The same of the convolutions alone."""

@@ -47,6 +47,13 @@ def test_rows_are_convolved_as_the_whole_is(monkeypatch, order, kernel, size, co
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-6)
 
 
+def test_large_frames_have_sixteen_slabs_at_most_and_least_is_kept():
+    cpu, row = torch.device("cpu"), slabs.SLAB_BYTES["cpu"] // 2
+    assert slabs.slabs(6, row, cpu) == [(0, 2), (2, 4), (4, 6)]
+    assert len(slabs.slabs(100, row, cpu)) <= 16 < len(slabs.norm_slabs(100, row, cpu))
+    assert slabs.slabs(6, row, cpu, least=4 * row) == [(0, 4), (4, 6)]
+
+
 @pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize(("size", "kernels"), [(1, 4), (10**6, 1)])

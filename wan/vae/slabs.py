@@ -100,10 +100,10 @@ OWN = Output()
 def slabs(height: int, row: int, device: torch.device, least: int = 0) -> list[tuple[int, int]]:
     """Runs ``(start, stop)`` that cover a convolution's ``height`` rows of ``row`` bytes each.
 
-    All but the last are alike, of ``least`` bytes or more.
+    All but the last are alike, as many rows as fit into ``least`` bytes or more.
     """
     limit = SLAB_BYTES.get(device.type, WIDE_SLAB_BYTES)
-    return _runs(height, max(limit, least, height * row // SLABS) // row)
+    return _runs(height, max(max(limit, least) // row, -(-height // SLABS)))
 
 
 def norm_slabs(height: int, row: int, device: torch.device) -> list[tuple[int, int]]:
