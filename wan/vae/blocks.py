@@ -15,9 +15,9 @@ from torch.nn.functional import conv2d, rms_norm, silu
 
 from ..attention import sdpa
 from ..ops import Ops, cast_like, current
-from .causal import CausalCache, conv_ahead, conv_clip, conv_frame, conv_frames
+from .causal import Before, CausalCache, conv_ahead, conv_clip, conv_frame, conv_frames
 from .pages import Room
-from .slabs import Filter, Output, conv_rows, norm_slabs, slabs
+from .slabs import Filter, Output, conv_rows, slabs
 
 NORM_EPS = 1e-12
 
@@ -43,38 +43,26 @@ def _scale(x: Tensor) -> Tensor:
     return scale
 
 
-def activate(norm: ChannelNorm, x: Tensor, slab: Room, into: Room | None = None) -> Tensor:
-    """``silu(norm(x))`` of one frame ``(B, C, H, W)``, with few passes and small temporaries.
+def activation(norm: ChannelNorm, x: Tensor, room: Room) -> Before:
+    """``silu(norm(x))`` of rows of frames like ``x``, with few passes and small temporaries.
 
-    Args:
-        norm: of C channels.
-        x: if ``into`` is None nobody may need it any more: the result may be written over it.
-        slab: to compute in.
-        into: what the result is written into.
-
-    Returns:
-        The same shape, dtype and memory order.
+    On a CPU it gives float32 in ``room``, elsewhere ``x``'s dtype.
     """
     gamma = current(norm, "gamma", x, torch.float32)
-    if x.is_cuda:
-        return activated_by_kernel(x, gamma)
-    out = into.frame(x.shape, x) if into else x
-    row = x[:, :, 0].numel() * torch.float32.itemsize
-    for start, stop in norm_slabs(x.shape[2], row, x.device):
-        rows = slab.frame((*x.shape[:2], stop - start, x.shape[3]), x, torch.float32)
-        out[:, :, start:stop] = _activated(rows.copy_(x[:, :, start:stop]), gamma)
-    return out
 
+    def activated(rows: Tensor) -> Tensor:
+        if not rows.is_cpu:
+            return activated_by_kernel(rows, gamma)
+        wide = room.frame(rows.shape, rows, torch.float32).copy_(rows)
+        wide *= _scale(wide)
+        wide *= gamma.view(-1, 1, 1)
+        return silu(wide, inplace=True)
 
-def _activated(x: Tensor, gamma: Tensor) -> Tensor:
-    """The same of a float32 ``x``, which it is written over, by plain operations; gamma has C elements."""
-    x *= _scale(x)
-    x *= gamma.view(-1, 1, 1)
-    return silu(x, inplace=True)
+    return activated
 
 
 def activated_by_kernel(x: Tensor, gamma: Tensor) -> Tensor:
-    """The same in ``x``'s dtype, by the fused norm that GPUs have."""
+    """The same by the fused norm that GPUs have; gamma has C elements."""
     dim = x.shape[1]
     weight = gamma.flatten().to(x.dtype)
     out = rms_norm(x.movedim(1, -1), (dim,), weight, eps=NORM_EPS**2 / dim)
@@ -113,10 +101,10 @@ class ResidualBlock(nn.Module):
         work, out = cache.work, x
         if not isinstance(self.shortcut, nn.Identity):
             out = conv_frames(self.shortcut, [x], work.slab)
-        x = activate(first_norm, x, work.slab, work.activated)  # type: ignore[arg-type]
-        x = conv_frame(first, x, cache, Output(room=work.hidden))
-        x = activate(second_norm, x, work.slab)  # type: ignore[arg-type]
-        return conv_frame(second, x, cache, Output(onto=out))
+        before = activation(first_norm, x, work.rows)  # type: ignore[arg-type]
+        x = conv_frame(first, x, cache, Output(room=work.beside(x)), before)
+        before = activation(second_norm, x, work.rows)  # type: ignore[arg-type]
+        return conv_frame(second, x, cache, Output(onto=out), before)
 
 
 class AttentionBlock(nn.Module):
@@ -222,13 +210,11 @@ class Upsample(nn.Module):
         return _per_frame(self.resample, x)
 
     def in_time(self, x: Tensor, cache: CausalCache) -> list[Tensor]:
-        """The next frame as it is, or as two where time is doubled."""
-        if not self.temporal:
-            return [x]
+        """The clip's first frame, later two for one: time is doubled; in memory of their own."""
         if cache.past(self.time_conv) is None:
             cache.begin(self.time_conv)
-            return [x]
-        both = conv_frame(self.time_conv, x, cache)
+            return [x.clone()]
+        both = conv_frame(self.time_conv, x, cache, Output(room=cache.work.beside(x)))
         return [half.clone() for half in both.chunk(2, dim=1)]  # the first may go before the second
 
     def step(self, x: Tensor, cache: CausalCache) -> Tensor:
@@ -239,13 +225,14 @@ class Upsample(nn.Module):
         height, width = 2 * x.shape[2], 2 * x.shape[3]
         runs = slabs(height, 2 * x[:, :, 0].nbytes, x.device)
 
-        def double(doubled: Tensor, start: int, stop: int) -> None:
+        def double(doubled: Tensor, start: int, stop: int, _: int) -> None:
             for skip in (0, 1):
                 rows, first = doubled[:, :, skip::2], (start + skip) // 2
                 pairs = rearrange(rows, "b c h (w two) -> b c h w two", two=2)
                 pairs.copy_(x[:, :, first : first + rows.shape[2]].unsqueeze(-1))
 
-        return conv_rows(given, double, x, width, runs, cache.work.slab)
+        output = Output(room=cache.work.beside(x))
+        return conv_rows(given, double, x, width, runs, cache.work.slab, output)
 
 
 class Head(nn.ModuleList):
@@ -268,8 +255,8 @@ class Head(nn.ModuleList):
         kept in float32 instead of two frames of ``dim`` channels.
         """
         norm, _, conv = self
-        frame = activate(norm, x, cache.work.slab)  # type: ignore[arg-type]
-        sums = conv_ahead(conv, frame, cache.work.slab)
+        before = activation(norm, x, cache.work.rows)  # type: ignore[arg-type]
+        sums = conv_ahead(conv, x, cache.work.slab, before)
         for index, waiting in enumerate(cache.past(conv) or ()):
             sums[index] += waiting.to(x.device)
         cache.replace(conv, sums[1:])

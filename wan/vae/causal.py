@@ -9,6 +9,7 @@ Shape legend: a clip is ``(B, C, T, H, W)``, a frame ``(B, C, H, W)`` in either 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch import Tensor, nn
 
 from ..ops import current
 from .pages import Room, Work, channels_last, pages_like
-from .slabs import OWN, Filter, Output, conv_rows, conv_whole, slabs
+from .slabs import OWN, Fill, Filter, Output, conv_rows, conv_whole, norm_slabs, slabs
 
 _CPU = torch.device("cpu")
 
 Frames = tuple[Tensor, ...]
+Before = Callable[[Tensor], Tensor]
+"""Gives for some rows of a frame what it gives for the frame, perhaps in float32; good until the next call."""
 
 
 class CausalCache:
@@ -61,6 +64,27 @@ class CausalCache:
         if device == _CPU:
             frame = (past[0] if len(past) == length else pages_like(frame)).copy_(frame)
         self._past[layer] = (*past, frame.to(device))[-length:]
+
+    def in_pages(self, frame: Tensor) -> bool:
+        """Whether the past of ``frame`` is beside it in the host's memory, for :meth:`page`."""
+        return frame.device == (self._device or frame.device) == _CPU
+
+    def page(self, layer: nn.Module, like: Tensor, length: int) -> Tensor:
+        """Memory for the newest of ``length`` frames, two or more, to be filled and given to :meth:`turn`.
+
+        It is that of the oldest where there are so many, whose numbers are in it until then.
+        """
+        past = self._past.get(layer, ())
+        if len(past) < length:
+            return pages_like(like)
+        self._see(past[:-1], past[1:])
+        return past[0]
+
+    def turn(self, layer: nn.Module, page: Tensor, length: int) -> None:
+        """Make what is in ``page`` now the newest frame of ``layer``'s past."""
+        past = self._past.get(layer, ())
+        self._see(past[-1:] if len(past) == length else (), (page,))
+        self._past[layer] = (*past, page)[-length:]
 
     def replace(self, layer: nn.Module, frames: list[Tensor]) -> None:
         """Make ``frames`` the past of ``layer``, which keeps something else than its input.
@@ -116,20 +140,51 @@ def conv_clip(conv: Any, x: Tensor) -> Tensor:
     return out
 
 
-def conv_frame(conv: Any, x: Tensor, cache: CausalCache, output: Output = OWN) -> Tensor:
-    """One output frame of :func:`conv_clip`: ``x`` is the next frame of the stream.
+def conv_frame(
+    conv: Any, x: Tensor, cache: CausalCache, output: Output = OWN, before: Before | None = None
+) -> Tensor:
+    """One output frame of :func:`conv_clip`, which goes where ``output`` says.
 
-    It goes where ``output`` says.
+    Args:
+        conv: a Conv3d that sees past frames, without temporal padding.
+        x: the next frame ``(B, C, H, W)`` of the stream.
+        cache: of the stream.
+        output: where the result goes.
+        before: what ``x`` goes through first.
 
     Returns:
         ``(B, C_out, H_out, W_out)``.
     """
-    context = conv.kernel_size[0] - 1
-    past = (cache.past(conv) or ()) if context else ()
-    out = conv_frames(conv, [*(f.to(x.device) for f in past), x], cache.work.slab, output)
-    if context:
-        cache.keep(conv, x, context)
+    context, slab = conv.kernel_size[0] - 1, cache.work.slab
+    past = [frame.to(x.device) for frame in cache.past(conv) or ()]
+    if not cache.in_pages(x):
+        frame = x if before is None else before(x).to(x.dtype)
+        out = conv_frames(conv, [*past, frame], slab, output)
+        cache.keep(conv, frame, context)
+        return out
+    page, read = cache.page(conv, x, context), reader(x, before)
+
+    def read_and_keep(to: Tensor, start: int, stop: int, free: int) -> None:
+        read(to, start, stop, free)
+        page[:, :, start:free] = to[:, :, : free - start]
+
+    out = _conv_joined(conv, past, x, slab, output, read_and_keep)
+    cache.turn(conv, page, context)
     return out
+
+
+def reader(x: Tensor, before: Before | None = None) -> Fill:
+    """What writes rows of ``x``, or of what ``before`` makes of it: never a whole frame of that."""
+
+    def read(to: Tensor, start: int, stop: int, _: int) -> None:
+        if before is None:
+            to.copy_(x[:, :, start:stop])
+            return
+        row = x[:, :, 0].numel() * torch.float32.itemsize
+        for top, bottom in norm_slabs(stop - start, row, x.device):
+            to[:, :, top:bottom] = before(x[:, :, start + top : start + bottom])
+
+    return read
 
 
 def conv_frames(conv: Any, frames: list[Tensor], slab: Room, output: Output = OWN) -> Tensor:
@@ -148,31 +203,37 @@ def conv_frames(conv: Any, frames: list[Tensor], slab: Room, output: Output = OW
     Returns:
         ``(B, C_out, H_out, W_out)``.
     """
-    x, count = frames[-1], len(frames)
+    return _conv_joined(conv, frames, frames.pop(), slab, output)
+
+
+def _conv_joined(
+    conv: Any, past: list[Tensor], x: Tensor, slab: Room, output: Output, read: Fill | None = None
+) -> Tensor:
+    """The same of ``past``, which is used up, and the frame like ``x`` that ``read`` writes, or ``x``."""
+    count = len(past) + 1
     weight = current(conv, "weight", x)[:, :, -count:]
     bias = None if conv.bias is None else current(conv, "bias", x)
     given, last = Filter(weight, bias, conv.padding[1:]), channels_last(x)
     height, width = x.shape[2:]
-    # Channels apart, the kernel puts weights and rows in an order of its own: as much of both.
-    least = 0 if last else weight.nbytes
-    runs = slabs(height, count * x[:, :, 0].nbytes, x.device, least)
-    if count == len(runs) == 1:
+    # Kernels put weights in an order of their own for every slab.
+    runs = slabs(height, count * x[:, :, 0].nbytes, x.device, least=2 * weight.nbytes)
+    if read is None and count == len(runs) == 1:
         return conv_whole(given, x, output)
+    read = read or reader(x)
 
-    def join(joined: Tensor, start: int, stop: int) -> None:
-        rows = [frame[:, :, start:stop] for frame in frames]
-        if last:
-            torch.cat(rows, dim=1, out=joined)
-        else:
-            apart = rearrange(joined, "b (c t) h w -> b c t h w", t=count)
-            torch.stack(rows, dim=2, out=apart)
-        if len(runs) == 1:  # beside the past only the joined one is held from now on
-            frames.clear()
+    def join(joined: Tensor, start: int, stop: int, free: int) -> None:
+        pattern = "b (t c) h w -> t b c h w" if last else "b (c t) h w -> t b c h w"
+        *before, newest = rearrange(joined, pattern, t=count)
+        for part, frame in zip(before, past, strict=True):
+            part.copy_(frame[:, :, start:stop])
+        read(newest, start, stop, free)
+        if len(runs) == 1:  # beside what is kept only the joined one is held from now on
+            past.clear()
 
     return conv_rows(given, join, x, width, runs, slab, output)
 
 
-def conv_ahead(conv: Any, x: Tensor, slab: Room) -> list[Tensor]:
+def conv_ahead(conv: Any, x: Tensor, slab: Room, before: Before) -> list[Tensor]:
     """What one frame adds to its own output frame and to those after it, in float32.
 
     The sum of what an output frame gets so is that of :func:`conv_clip`; its bias comes with its own
@@ -182,6 +243,7 @@ def conv_ahead(conv: Any, x: Tensor, slab: Room) -> list[Tensor]:
         conv: a Conv3d without temporal padding.
         x: ``(B, C, H, W)``.
         slab: to work in.
+        before: what ``x`` goes through first.
 
     Returns:
         As many ``(B, C_out, H, W)`` as the kernel is long.
@@ -190,11 +252,7 @@ def conv_ahead(conv: Any, x: Tensor, slab: Room) -> list[Tensor]:
     given = Filter(weight, None, conv.padding[1:])
     runs = slabs(x.shape[2], x[:, :, 0].nbytes, x.device)
 
-    def rows(to: Tensor, start: int, stop: int) -> None:
-        to.copy_(x[:, :, start:stop])
-
-    whole = len(runs) == 1
-    out = conv_whole(given, x) if whole else conv_rows(given, rows, x, x.shape[3], runs, slab)
+    out = conv_rows(given, reader(x, before), x, x.shape[3], runs, slab)
     parts = [part.to(torch.float32, copy=True) for part in out.chunk(conv.kernel_size[0], dim=1)]
     parts.reverse()  # the kernel's last part meets the present
     if conv.bias is not None:

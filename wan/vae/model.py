@@ -62,13 +62,14 @@ def _middle(dim: int, ops: Ops, factory: dict[str, object]) -> nn.ModuleList:
     )
 
 
-def _laid_out(frame: Tensor, *, large: bool) -> Tensor:
-    """A frame in the memory order that suits a layer.
+def _laid_out(frame: Tensor, *, positions: int, channels: int) -> Tensor:
+    """A frame in the memory order that suits layers of so many positions and channels.
 
-    Where frames outweigh weights, channels side by side: the norm reads them in order. Where weights
-    outweigh frames, plain: the weights need no new order for every frame.
+    Where there are more positions, channels side by side: norms and kernels read them in order. Where
+    there are fewer, plain: the weights, which outweigh the frame, need no new order for it.
     """
-    return frame.contiguous(memory_format=torch.channels_last if large else torch.contiguous_format)
+    last = positions >= channels
+    return frame.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 class Encoder(nn.Module):
@@ -106,7 +107,8 @@ class Encoder(nn.Module):
         # A copy: frames may be windows of images, in a memory order that convolutions do not keep.
         frames = [frame.clone(memory_format=torch.channels_last) for frame in frames]
         for index, layers in enumerate(stages):
-            frames = [_laid_out(frame, large=2 * index < len(stages)) for frame in frames]
+            _, channels, height, width = frames[0].shape
+            frames = [_laid_out(f, positions=height * width, channels=channels) for f in frames]
             frames, repeated = run.stage(index, layers, frames, repeated)
         (features,) = frames
         return features
@@ -158,7 +160,8 @@ class Decoder(nn.Module):
             Its frames ``(B, 3, 8h, 8w)``: 1 from a clip's first latent frame, then 4. Each is made
             when it is asked for, so memory holds the activations of a single one.
         """
-        x = conv_frame(self.conv1, _laid_out(z, large=False), run.lower)
+        x = _laid_out(z, positions=z[0, 0].numel(), channels=self.conv1.out_channels)
+        x = conv_frame(self.conv1, x, run.lower)
         yield from self._climb([x], self.segments(), run)
 
     def segments(self) -> list[list[Any]]:
@@ -178,8 +181,9 @@ class Decoder(nn.Module):
         layers, *above = segments
         while frames:
             x = frames.pop(0)
+            if isinstance(layers[0], Upsample):  # its layers work on four times the positions
+                x = _laid_out(x, positions=4 * x[0, 0].numel(), channels=x.shape[1])
             if not above:
-                x = _laid_out(x, large=True)
                 yield _in_strips(layers, x, run)
                 continue
             for layer in layers:

@@ -43,6 +43,10 @@ class Room:
         """Nothing is held until something is asked for."""
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
+    def holds(self, frame: Tensor) -> bool:
+        """Whether ``frame`` is in it."""
+        return frame.untyped_storage().data_ptr() == self._bytes.untyped_storage().data_ptr()
+
     @staticmethod
     def serves(device: torch.device) -> bool:
         """Whether its memory is on ``device``: elsewhere than on the CPU new memory does as well."""
@@ -71,11 +75,16 @@ class Work:
     """
 
     slab: Room = field(default_factory=Room)
-    """Some rows: of what a convolution reads, or a norm in float32."""
-    activated: Room = field(default_factory=Room)
-    """A frame on its way into a residual block."""
-    hidden: Room = field(default_factory=Room)
-    """The frame between its two convolutions."""
+    """Some rows of what a convolution reads."""
+    rows: Room = field(default_factory=Room)
+    """Fewer of them in float32, on their way through a norm."""
+    frames: tuple[Room, Room] = field(default_factory=lambda: (Room(), Room()))
+    """The frame that goes from layer to layer, and the one that is made of it."""
+
+    def beside(self, frame: Tensor) -> Room:
+        """The room for what is made of ``frame``, which may be in the other one."""
+        first, second = self.frames
+        return second if first.holds(frame) else first
 
 
 def _framed(flat: Tensor, shape: Shape, *, last: bool) -> Tensor:

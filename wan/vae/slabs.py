@@ -21,17 +21,21 @@ SLAB_BYTES = {"cpu": 2 << 20}
 """Of a convolution's slab by kind of device; its weights are put in order for each."""
 SLABS = 16
 """As many as a frame has at most: of a large one they are larger."""
-WEIGHT_NUMBERS = {"cpu": 1 << 19}
-"""Of the weights that are put in order at once, where those of a layer outweigh half its frame."""
-WEIGHT_CHANNELS = 16
-"""Of the output they are for: multiples, for kernels of 8 more take 1.3 to 1.5 times as long (AVX-512)."""
-NORM_BYTES = {"cpu": 1 << 18}
+WEIGHT_NUMBERS = {"cpu": 1 << 18}
+"""Of the weights that are put in order at once, where those of a layer outweigh a quarter of its frame."""
+WEIGHT_CHANNELS = 48
+"""Of the output they are for: multiples of 16, for kernels of 8 more take 1.3 to 1.5 times as long (AVX-512),
+and 16 or 32 up to 1.6 times where frames are small."""
+NORM_BYTES = {"cpu": 1 << 19}
 """The same of a norm's slab, which computes in float32 and has no rows to share between slabs."""
 WIDE_SLAB_BYTES = 1 << 27
 """The same of all where many small kernels would cost more than the memory is worth."""
 
-Fill = Callable[[Tensor, int, int], None]
-"""Writes rows ``start`` to ``stop`` of a frame into one of that many rows."""
+Fill = Callable[[Tensor, int, int, int], None]
+"""Writes rows ``start`` to ``stop`` of a frame into one of that many rows.
+
+Called from the top to the bottom; those before the last argument are not asked for again.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ def norm_slabs(height: int, row: int, device: torch.device) -> list[tuple[int, i
 
 def _runs(height: int, rows: int) -> list[tuple[int, int]]:
     rows = max(1, rows)
+    rows = -(-height // -(-height // rows))  # all alike, but for the last
     return [(top, min(top + rows, height)) for top in range(0, height, rows)]
 
 
@@ -129,10 +134,10 @@ def conv_whole(given: Filter, x: Tensor, output: Output = OWN) -> Tensor:
 def _parts(given: Filter, device: torch.device, frame: int) -> list[Filter]:
     """What is convolved at a time, a few channels where weights outweigh a frame of so many numbers.
 
-    Every part reads the frame anew, so its weights are about half of it or more.
+    Every part reads the frame anew, so its weights are about a quarter of it or more.
     """
     most, channel = WEIGHT_NUMBERS.get(device.type), given.weight[0].numel()
-    if most is None or given.weight.numel() <= (most := max(most, frame // 2)):
+    if most is None or given.weight.numel() <= (most := max(most, frame // 4)):
         return [given]
     return given.parts(max(1, most // channel // WEIGHT_CHANNELS) * WEIGHT_CHANNELS)
 
@@ -173,7 +178,7 @@ def conv_rows(
     batch, channels = like.shape[0], given.weight[0, :, :, 0, 0].numel()
     if len(runs) == 1:
         x = slab.frame((batch, channels, height, width), like)
-        fill(x, 0, height)
+        fill(x, 0, height, height)
         return conv_whole(given, x, output)
     # What stays is made before what is needed for a moment: behind that it would leave a hole.
     out = output.frame((batch, given.weight.shape[0], height, width), like)
@@ -185,7 +190,9 @@ def conv_rows(
         above, below = max(0, reach - start), max(0, stop + reach - height)
         x = slab.frame((batch, channels, stop - start + 2 * reach, width), like)
         x[:, :, :above] = 0
-        fill(x[:, :, above : x.shape[2] - below], start - reach + above, stop + reach - below)
+        free = height if stop == height else max(0, stop - reach)
+        inner = x[:, :, above : x.shape[2] - below]
+        fill(inner, start - reach + above, stop + reach - below, free)
         x[:, :, x.shape[2] - below :] = 0
         _put_parts(parts, x, out[:, :, start:stop], output)
     return out
