@@ -8,8 +8,8 @@ from torch.nn.functional import conv2d, conv3d
 from torch.utils._python_dispatch import TorchDispatchMode
 from wanexperts.tests.helpers import random_state
 from wanexperts.wan.config import VAEConfig
-from wanexperts.wan.vae import WanVAE, causal, pages, slabs
-from wanexperts.wan.vae.pages import Room
+from wanexperts.wan.vae import CausalCache, WanVAE, causal, pages, slabs
+from wanexperts.wan.vae.pages import Room, Work
 from wanexperts.wan.vae.slabs import Filter, conv_rows, conv_whole
 from wanexperts.wan.vae.strips import DecoderRun
 
@@ -102,6 +102,32 @@ def test_a_room_holds_one_frame_after_the_other_in_the_same_memory(order):
     assert larger.data_ptr() == room.frame((2, 3, 4, 5), like).data_ptr()
 
 
+def test_what_is_made_of_a_frame_is_never_where_the_frame_is():
+    work, own = Work(), torch.zeros(1, 2, 3, 4)
+    frame = work.beside(own).frame((1, 2, 3, 4), own)
+    for _ in range(3):
+        rows = frame[:, :, 1:]
+        made = work.beside(rows).frame((1, 4, 3, 4), rows)
+        made.fill_(1)
+        frame.fill_(2)
+        assert made.eq(1).all()
+        frame = made
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_a_page_holds_the_oldest_frame_until_it_is_turned(length):
+    cache, layer = CausalCache(), torch.nn.Identity()
+    frames = [torch.full((1, 2, 3, 4), float(i)) for i in range(length + 2)]
+    for index, frame in enumerate(frames):
+        page = cache.page(layer, frame, length)
+        before = frames[max(0, index - length) : index]
+        assert all(map(torch.equal, cache.past(layer) or (), before))
+        page.copy_(frame)
+        cache.turn(layer, page, length)
+    assert len(cache.past(layer)) == length
+    assert all(map(torch.equal, cache.past(layer), frames[-length:]))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_a_stream_in_slabs_is_the_same_stream(monkeypatch, dtype):
@@ -154,9 +180,10 @@ class Largest(TorchDispatchMode):
 
 
 @torch.no_grad()
-def test_a_stream_makes_nothing_larger_than_a_frame(monkeypatch):
-    """Joined, padded and enlarged frames come into a room: new ones would break the heap."""
+def test_a_stream_makes_no_frame_anew(monkeypatch):
+    """Frames, joined, padded and enlarged ones come into a room: new ones would break the heap."""
     few(monkeypatch, 1 << 19)  # several slabs, each larger than a frame
+    monkeypatch.setattr(slabs, "WEIGHT_NUMBERS", {"cpu": 1 << 15})  # weights of less than half one
     config = VAEConfig(dim=16)
     vae = WanVAE(config).eval().requires_grad_(False)
     vae.load_state_dict(random_state(vae, seed=0))
@@ -165,8 +192,11 @@ def test_a_stream_makes_nothing_larger_than_a_frame(monkeypatch):
         list(vae.decoder.step(latent, run))
     work = run.lower.work
     assert all(cache.work is work for cache in run.strips)
-    rooms = [work.slab, work.rows, *work.frames]
-    with Largest({room.frame((1, 1, 1, 1), latent).data_ptr() for room in rooms}) as largest:
+    known = [*vae.parameters()]
+    known += [r.frame((1, 1, 1, 1), latent) for r in (work.slab, work.rows, *work.frames)]
+    for cache in (run.lower, *run.strips):
+        known += [frame for layer in vae.modules() for frame in cache.past(layer) or ()]
+    with Largest({frame.data_ptr() for frame in known}) as largest:
         list(vae.decoder.step(latent, run))
-    widest = config.dim * 64 * 112
-    assert largest.bytes == widest * latent.itemsize
+    sums = 3 * 3 * 64 * 112  # what a frame adds to three pictures
+    assert largest.bytes == sums * latent.itemsize
