@@ -65,10 +65,10 @@ def _middle(dim: int, ops: Ops, factory: dict[str, object]) -> nn.ModuleList:
 def _laid_out(frame: Tensor, *, positions: int, channels: int) -> Tensor:
     """A frame in the memory order that suits layers of so many positions and channels.
 
-    Where there are more positions, channels side by side: norms and kernels read them in order. Where
-    there are fewer, plain: the weights, which outweigh the frame, need no new order for it.
+    Where there are many positions, channels side by side: norms and kernels read them in order. Where
+    there are fewer, plain: the weights, which outweigh the frame, need no copy in a new order for it.
     """
-    last = positions >= channels
+    last = positions >= 2 * channels
     return frame.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 

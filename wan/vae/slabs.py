@@ -22,10 +22,10 @@ SLAB_BYTES = {"cpu": 2 << 20}
 SLABS = 16
 """As many as a frame has at most: of a large one they are larger."""
 WEIGHT_NUMBERS = {"cpu": 1 << 18}
-"""Of the weights that are put in order at once, where those of a layer outweigh a quarter of its frame."""
-WEIGHT_CHANNELS = 48
-"""Of the output they are for: multiples of 16, for kernels of 8 more take 1.3 to 1.5 times as long (AVX-512),
-and 16 or 32 up to 1.6 times where frames are small."""
+"""Of the weights that are put in order at once, where those of a layer outweigh half its frame."""
+WEIGHT_CHANNELS = 96
+"""Of the output they are for: multiples of 16, for kernels of 8 more take 1.3 to 1.5 times as long (AVX-512).
+Every part reads the frame anew: parts of 48 cost a decode of small frames 16 % with AMX."""
 NORM_BYTES = {"cpu": 1 << 19}
 """The same of a norm's slab, which computes in float32 and has no rows to share between slabs."""
 WIDE_SLAB_BYTES = 1 << 27
@@ -134,10 +134,10 @@ def conv_whole(given: Filter, x: Tensor, output: Output = OWN) -> Tensor:
 def _parts(given: Filter, device: torch.device, frame: int) -> list[Filter]:
     """What is convolved at a time, a few channels where weights outweigh a frame of so many numbers.
 
-    Every part reads the frame anew, so its weights are about a quarter of it or more.
+    Every part reads the frame anew, so its weights are about half of it or more.
     """
     most, channel = WEIGHT_NUMBERS.get(device.type), given.weight[0].numel()
-    if most is None or given.weight.numel() <= (most := max(most, frame // 4)):
+    if most is None or given.weight.numel() <= (most := max(most, frame // 2)):
         return [given]
     return given.parts(max(1, most // channel // WEIGHT_CHANNELS) * WEIGHT_CHANNELS)
 
