@@ -174,6 +174,11 @@ def vae(lines: Sequence[Line]) -> list[Row]:
         if own := peaks.pop("ours", None):
             share = round(own / min(peaks.values()), 3)
             gates.append(Gate(what="× the least peak of others", value=share, limit=0.5))
+        shares = _shares({_way(line): line["in_use_mb"] for line in alike})
+        if len(shares) > 1:
+            (_, short), (length, long) = shares[0], shares[-1]
+            what = f"× the share in use at 33 frames, at {length}"
+            gates.append(Gate(what=what, value=round(long / short, 3), limit=1))
         height, width = (8 * side for side in first["latent"])
         told = f", {own:.0f} MB" if own else ""
         rows.append(
@@ -189,6 +194,17 @@ def vae(lines: Sequence[Line]) -> list[Row]:
             )
         )
     return rows
+
+
+def _shares(in_use: Mapping[str, Mapping[str, float]]) -> list[tuple[int, float]]:
+    """Ours of the least of others, by length from 33 frames on, where all were measured."""
+    measured = set.intersection(*(set(found) for found in in_use.values()))
+    others = [found for way, found in in_use.items() if way != "ours"]
+    return [
+        (int(length), in_use["ours"][length] / min(found[length] for found in others))
+        for length in sorted(measured, key=int)
+        if int(length) >= 33
+    ]
 
 
 def _way(line: Line) -> str:

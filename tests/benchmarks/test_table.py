@@ -70,6 +70,28 @@ def test_a_forward_has_a_line_for_its_error_too() -> None:
     assert row.verdict == "**missed**: 0.9998 cosine"
 
 
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [
+        ({"peak": 50.0, "longer": 50.0}, "met"),
+        ({"peak": 50.1, "longer": 50.0}, "**missed**: 0.501 × the least peak of others"),
+        ({"peak": 50.0, "longer": 52.0}, "**missed**: 1.01 × the share in use at 33 frames, at 81"),
+    ],
+)
+def test_the_vae_is_held_to_speed_peak_and_a_falling_share(ours: dict, verdict: str) -> None:
+    shared = {"direction": "decode", "dtype": "float32", "latent": [8, 14], "seconds": 1.0}
+    mine = {
+        "way": "ours", "over_ours": 1.0, "convolutions": 1.1,
+        "peak_mb": {"33": ours["peak"]}, "in_use_mb": {"33": 50.0, "81": ours["longer"]},
+    }  # fmt: skip
+    theirs = {
+        "way": "diffusers", "over_ours": 1.2,
+        "peak_mb": {"33": 100.0}, "in_use_mb": {"33": 90.0, "81": 92.7},
+    }  # fmt: skip
+    (row,) = table.vae([{**shared, **mine}, {**shared, **theirs}])
+    assert row.verdict == verdict
+
+
 def test_a_gate_at_its_limit_is_met() -> None:
     assert table.Gate(what="u", value=3.3, limit=3.3).met
     assert not table.Gate(what="u", value=3.31, limit=3.3).met
