@@ -174,7 +174,9 @@ def test_copies_of_a_cpu_are_counted_to_the_last_byte(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("queries", "keys"), [(20, 512), (300, 70), (900, 900)])
+@pytest.mark.parametrize(
+    ("queries", "keys"), [(20, 512), (300, 70), (900, 900), (190, 77), (900, 601), (70, 63)]
+)
 def test_attention_on_a_cpu_is_counted_to_the_last_byte(
     dtype: torch.dtype, queries: int, keys: int
 ) -> None:

@@ -130,16 +130,39 @@ def _cpu_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As :func:`_attention`, with what each thread of PyTorch's kernel for CPUs keeps for itself.
 
     Scores, their largest and their sum, and results of some queries, in float32; in a narrower dtype
-    the scores once more.
+    the scores once more. Where products are of tiles, keys and values once more in their order.
     """
-    (length, _, head), (keys, _, _) = q.shape[1:], k.shape[1:]
+    (batch, length, heads, head), keys = q.shape, k.shape[1]
     rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
     columns = min(keys, 512)
     wide = rows * (columns + 2 + head)
     narrow = 0 if q.dtype == torch.float32 else rows * columns
     threads = torch.get_num_threads()
-    _ = q.new_empty(threads, wide, dtype=torch.float32), q.new_empty(threads, narrow)
+    tiled = 0
+    if _in_tiles(q.dtype) and min(length, keys) >= _FEWEST_IN_TILES:
+        work = -(-batch * heads * -(-length // rows) // threads) * rows
+        if work >= _LEAST_WORK * batch * heads:  # of each thread, to be worth the new order
+            even = keys + keys % 2
+            tiled = batch * heads * (keys + even) * head + threads * columns * head
+            narrow = rows * (columns + columns % 2)
+    _ = (
+        q.new_empty(threads, wide, dtype=torch.float32),
+        q.new_empty(threads, narrow),
+        q.new_empty(tiled),
+    )
     return _attention(q, k, v)
+
+
+_FEWEST_IN_TILES, _LEAST_WORK = 64, 4
+"""Queries and keys, and queries of a thread by all heads, from which PyTorch's kernel goes in tiles."""
+
+
+@lru_cache
+def _in_tiles(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies ``dtype`` in tiles (AMX); False where PyTorch cannot tell."""
+    told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    name = {torch.bfloat16: "amx_bf16", torch.float16: "amx_fp16"}.get(dtype)
+    return name is not None and bool(told.get(name))
 
 
 def _tensors(state: SolverState) -> list[Tensor]:
